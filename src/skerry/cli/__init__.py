@@ -1,0 +1,1 @@
+"""How do we ask? One thin module per verb; no logic."""
