@@ -23,24 +23,44 @@ class Part(NamedTuple):
 ACTIVATION_PARTS: dict[str, Part] = {
     "resid.in": Part("token channel", "residual stream as the block receives it; in layer 0 the embedding"),
     "attn.in": Part("token channel", "what the q, k and v projections read"),
-    "attn.q": Part("token head*channel", "queries as the projection writes them: before any query norm and rotation"),
-    "attn.k": Part("token kv_head*channel", "keys as the projection writes them: before any key norm and rotation"),
+    "attn.q": Part(
+        "token head*channel", "queries as the projection writes them: before any query norm and rotation"
+    ),
+    "attn.k": Part(
+        "token kv_head*channel", "keys as the projection writes them: before any key norm and rotation"
+    ),
     "attn.v": Part("token kv_head*channel", "values as the projection writes them"),
-    "attn.logits": Part("head query key", "scaled and masked scores that the softmax reads; streamed, never stored"),
+    "attn.logits": Part(
+        "head query key", "scaled and masked scores that the softmax reads; streamed, never stored"
+    ),
     "attn.probs": Part("head query key", "attention weights; streamed, never stored"),
     "attn.mix": Part("token head*channel", "weighted values of all heads: what the output projection reads"),
     "attn.out": Part("token channel", "what the output projection writes"),
-    "attn.add": Part("token channel", "what attention adds to the residual, where a norm lies between it and attn.out"),
-    "resid.mid": Part("token channel", "residual stream between attention and feed-forward; absent in parallel blocks"),
+    "attn.add": Part(
+        "token channel", "what attention adds to the residual, where a norm lies between it and attn.out"
+    ),
+    "resid.mid": Part(
+        "token channel", "residual stream between attention and feed-forward; absent in parallel blocks"
+    ),
     "mlp.in": Part("token channel", "what the feed-forward (or the router and the experts) reads"),
     "mlp.router": Part("token expert", "logits of the router over experts"),
-    "mlp.gate": Part("token neuron", "gate projection before its activation function; gated feed-forwards only"),
-    "mlp.up": Part("token neuron", "up projection; in plain feed-forwards the first projection, before its activation function"),
+    "mlp.gate": Part(
+        "token neuron", "gate projection before its activation function; gated feed-forwards only"
+    ),
+    "mlp.up": Part(
+        "token neuron",
+        "up projection; in plain feed-forwards the first projection, before its activation function",
+    ),
     "mlp.down.in": Part("token neuron", "what the down projection reads: act(gate) * up, or act(up)"),
     "mlp.out": Part("token channel", "what the down projection (or the sum of the experts) writes"),
-    "mlp.add": Part("token channel", "what the feed-forward adds to the residual, where a norm lies between it and mlp.out"),
+    "mlp.add": Part(
+        "token channel",
+        "what the feed-forward adds to the residual, where a norm lies between it and mlp.out",
+    ),
     "resid.out": Part("token channel", "residual stream as the block leaves it, before any final norm"),
-    "head.in": Part("token channel", "what the language-model head reads: after the final norm; has no layer"),
+    "head.in": Part(
+        "token channel", "what the language-model head reads: after the final norm; has no layer"
+    ),
 }
 
 WEIGHT_PARTS: dict[str, Part] = {
@@ -55,13 +75,17 @@ WEIGHT_PARTS: dict[str, Part] = {
     "w.sink": Part("head", "learned sink logits, one per head"),
     "w.embed": Part("row column", "token embedding, [token id, channel]; has no layer"),
     "w.position": Part("row column", "learned position embedding, [position, channel]; has no layer"),
-    "w.head": Part("row column", "language-model head, [token id, channel]; has no layer; absent when tied to w.embed"),
+    "w.head": Part(
+        "row column", "language-model head, [token id, channel]; has no layer; absent when tied to w.embed"
+    ),
     "norm.attn": Part("channel", "gain of the norm that attention reads from"),
     "norm.mlp": Part("channel", "gain of the norm that the feed-forward reads from"),
     "norm.attn.add": Part("channel", "gain of the norm between attn.out and the residual"),
     "norm.mlp.add": Part("channel", "gain of the norm between mlp.out and the residual"),
     "norm.attn.resid": Part("channel", "post-norm blocks: gain of the norm on the residual after attention"),
-    "norm.mlp.resid": Part("channel", "post-norm blocks: gain of the norm on the residual after the feed-forward"),
+    "norm.mlp.resid": Part(
+        "channel", "post-norm blocks: gain of the norm on the residual after the feed-forward"
+    ),
     "norm.q": Part("channel", "gain of the query norm"),
     "norm.k": Part("channel", "gain of the key norm"),
     "norm.embed": Part("channel", "gain of the norm on the embedding; has no layer"),

@@ -1,0 +1,86 @@
+"""Runs routed experts one after another so that each expert's tensors can be seen; no expert overwrites another.
+
+transformers keeps all experts of a block in one tensor and dispatches their forward through an interface; while a watch is open
+that dispatch is ours. The order of the tokens of an expert is ascending, the sum over experts is in the order of the experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMPLEMENTATION = "skerry"
+# (layer, part, expert, values [row, channel], flat token of each row)
+ExpertObserver = Callable[[int, str, int, Tensor, Tensor], None]
+_watched: dict[int, tuple[int, ExpertObserver]] = {}
+
+
+def _linear(module: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
+    weight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias", None)
+    bias = bias[expert] if bias is not None else None
+    if module.is_transposed:
+        y = x @ weight
+        return y if bias is None else y + bias
+    return F.linear(x, weight, bias)
+
+
+def _experts_forward(
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    layer, observer = _watched[id(module)]
+    total = torch.zeros_like(hidden_states)
+    for expert in range(module.num_experts):
+        rows, place = (top_k_index == expert).nonzero(as_tuple=True)
+        if rows.numel() == 0:
+            continue
+        x = hidden_states[rows]
+        if module.has_gate:
+            both = _linear(module, "gate_up_proj", expert, x)
+            gate, up = both.chunk(2, dim=-1) if module.is_concatenated else (both[..., ::2], both[..., 1::2])
+            observer(layer, "mlp.gate", expert, gate, rows)
+            observer(layer, "mlp.up", expert, up, rows)
+            mid = module._apply_gate(both)
+        else:
+            up = _linear(module, "up_proj", expert, x)
+            observer(layer, "mlp.up", expert, up, rows)
+            mid = module.act_fn(up)
+        observer(layer, "mlp.down.in", expert, mid, rows)
+        out = _linear(module, "down_proj", expert, mid)
+        observer(layer, "mlp.out", expert, out, rows)
+        if module.has_post_expert_norm:
+            out = module.post_expert_norm(out)
+        total.index_add_(0, rows, (out * top_k_weights[rows, place, None]).to(total.dtype))
+    return total
+
+
+@contextmanager
+def observe_experts(
+    model: nn.Module, places: Mapping[int, nn.Module], observer: ExpertObserver
+) -> Iterator[None]:
+    """Show every routed expert of the blocks in `places` (layer to experts module) to the observer while open."""
+    if not places:
+        yield
+        return
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if IMPLEMENTATION not in ALL_EXPERTS_FUNCTIONS:
+        ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
+    configs = {id(m.config): m.config for m in places.values()}
+    before = {i: c._experts_implementation_internal for i, c in configs.items()}
+    for layer, module in places.items():
+        _watched[id(module)] = (layer, observer)
+    try:
+        for config in configs.values():
+            config._experts_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        for i, implementation in before.items():
+            configs[i]._experts_implementation_internal = implementation
+        for module in places.values():
+            _watched.pop(id(module), None)

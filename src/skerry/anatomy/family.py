@@ -1,0 +1,99 @@
+"""What one architecture calls its places: a declaration, no code that runs a model.
+
+Paths are relative to a block; a path that begins with "/" is relative to the whole model. A part may name several candidates:
+the first one that the block has is used (dense and expert layers of one model, optional norms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from skerry.anatomy.splits import Split
+
+
+@dataclass(frozen=True)
+class Tap:
+    """How to read an activation: the input or the output of a module, whole or in part."""
+
+    module: str
+    side: Literal["input", "output"]
+    split: Split | None = None
+
+
+def Input(module: str, split: Split | None = None) -> Tap:
+    """What the module reads."""
+    return Tap(module, "input", split)
+
+
+def Output(module: str, split: Split | None = None) -> Tap:
+    """What the module writes."""
+    return Tap(module, "output", split)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How to read a parameter.
+
+    Attributes:
+        path: Parameter, e.g. `self_attn.q_proj.weight`.
+        split: Piece of a fused projection, along its outputs.
+        transposed: Stored [in, out] (Conv1D and some experts) instead of [out, in].
+        experts: The parameter has a leading axis of experts.
+        plus: Added to the values: a norm that multiplies by (1 + weight) has gain weight + 1.
+    """
+
+    path: str
+    split: Split | None = None
+    transposed: bool = False
+    experts: bool = False
+    plus: float = 0.0
+
+
+Taps = Mapping[str, Tap | Sequence[Tap]]
+Matrices = Mapping[str, Matrix | Sequence[Matrix]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Sites of one architecture.
+
+    Attributes:
+        name: Name of the family.
+        model_types: `config.model_type` values that it covers.
+        blocks: Path of the list of blocks from the base model.
+        activations: Part to tap.
+        weights: Part to matrix, inside a block.
+        outer: Part to matrix, outside the blocks.
+        head_in: Path from the base model of the module whose output the head reads (final norm); None when the blocks end the model.
+        attention: Path of the module that computes scores and softmax; None without attention.
+        experts: Path of the module that holds routed experts, if any block has one.
+        shared_expert: Path of an expert that every token passes; it counts behind the routed experts.
+        is_causal: Whether a query sees only earlier keys (what the config says is used when None).
+        adapt: Changes the declaration for a config (post-norm variants, fused variants).
+    """
+
+    name: str
+    model_types: frozenset[str]
+    blocks: str
+    activations: Taps
+    weights: Matrices
+    outer: Matrices
+    head_in: str | None = None
+    attention: str | None = None
+    experts: str | None = None
+    shared_expert: str | None = None
+    adapt: Callable[[Family, Any], Family] | None = field(default=None, compare=False)
+
+    def for_config(self, config: Any) -> Family:
+        """The declaration as it holds for this config."""
+        return self if self.adapt is None else self.adapt(self, config)
+
+    def but(self, **changes: Any) -> Family:
+        """A copy with other fields; mappings are merged, a None value removes a part."""
+        for name in ("activations", "weights", "outer"):
+            if name in changes:
+                merged = {**getattr(self, name), **changes[name]}
+                changes[name] = {part: place for part, place in merged.items() if place is not None}
+        return replace(self, **changes)
