@@ -1,0 +1,169 @@
+"""One input's attention, blocks of queries at a time: logits, softmax, and sums over them.
+
+This file is the plain path in float64, on any device, and the definition; the kernel in kernels/stats.c must agree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from skerry.measure.attention import View
+
+# An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
+HIDDEN = -5000.0
+# Logits that the plain path has in hand at once.
+_BLOCK = 1 << 20
+
+
+@dataclass
+class HeadReading:
+    """Sums over the measured query rows of one input.
+
+    Attributes:
+        sums: float64 [4, head]: entropy, entropy if uniform, largest weight, weight of the sink logit.
+        counts: int64 [2, head]: query rows; NaN and +inf logits (their rows are left out).
+        logit_count: int64 [head], visible logits.
+        logit_sums: float64 [4, head]: mean, sum of squares about it, smallest, largest.
+        received: float64 [head, key].
+        exposure: int64 [head, key].
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+    logit_count: np.ndarray
+    logit_sums: np.ndarray
+    received: np.ndarray
+    exposure: np.ndarray
+
+
+class Block(NamedTuple):
+    """Logits of some queries of one input and which of them count.
+
+    Attributes:
+        logits: float64 [head, query, key].
+        visible: bool, broadcasts to [head, query, key].
+    """
+
+    logits: Tensor
+    visible: Tensor
+
+
+def read_input(view: View, b: int, keep: np.ndarray) -> HeadReading:
+    """Read one input.
+
+    Args:
+        view: A layer's attention.
+        b: Number of the input in the batch.
+        keep: bool [position], False where padding.
+    """
+    heads, size = view.num_heads, len(keep)
+    total = HeadReading(
+        sums=np.zeros((4, heads)),
+        counts=np.zeros((2, heads), np.int64),
+        logit_count=np.zeros(heads, np.int64),
+        logit_sums=np.array([[0.0], [0.0], [np.inf], [-np.inf]]).repeat(heads, 1),
+        received=np.zeros((heads, size)),
+        exposure=np.zeros((heads, size), np.int64),
+    )
+    sums: list[tuple[np.ndarray, np.ndarray]] = []
+    for block in _blocks(view, b, keep):
+        sums.append(_add_block(total, block, view.sink_logits))
+    _pool_logits(total, sums)
+    return total
+
+
+def _blocks(view: View, b: int, keep: np.ndarray) -> Iterator[Block]:
+    source = view.logits if view.logits is not None else view.query
+    assert source is not None, "an attention view has either logits or query and key"
+    device = torch.device("cpu") if source.device.type == "mps" else source.device
+    keys = torch.from_numpy(keep).to(device)
+    queries = np.flatnonzero(keep)
+    step = max(1, _BLOCK // (view.num_heads * len(keep)))
+    for first in range(0, len(queries), step):
+        rows = torch.from_numpy(queries[first : first + step]).to(device)
+        logits, visible = _logits(view, b, rows, device)
+        visible = visible & keys
+        if view.is_causal:
+            visible = visible & (torch.arange(len(keep), device=device) <= rows[:, None])
+        yield Block(logits, visible)
+
+
+def _logits(view: View, b: int, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scaled, capped and biased logits [head, query, key] in float64, and what the mask leaves visible."""
+    if view.logits is not None:
+        logits = view.logits[b][:, rows.to(view.logits.device)].to(device).double()
+        return logits, ~(logits <= HIDDEN)
+    assert view.query is not None and view.key is not None
+    query = view.query[b][:, rows.to(view.query.device)].to(device).double()
+    key = view.key[b].to(device).double()
+    grouped = query.reshape(key.shape[0], -1, query.shape[-1])
+    logits = (grouped @ key.transpose(1, 2)).reshape(view.num_heads, len(rows), -1) * view.scale
+    if view.softcap is not None:
+        logits = view.softcap * torch.tanh(logits / view.softcap)
+    if view.mask is None:
+        return logits, torch.ones(1, 1, logits.shape[-1], dtype=torch.bool, device=device)
+    mask = mask_rows(view.mask, b, rows).to(device)
+    if mask.dtype == torch.bool:
+        return logits, mask
+    return logits + mask.double(), mask > HIDDEN
+
+
+def mask_rows(mask: Tensor, b: int, rows: Tensor) -> Tensor:
+    """The part [head or 1, query or 1, key] of a mask that broadcasts to [sample, head, query, key]."""
+    full = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
+    part = full[b if full.shape[0] > 1 else 0]
+    return part if part.shape[1] == 1 else part[:, rows.to(part.device)]
+
+
+def _add_block(total: HeadReading, block: Block, sink: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    logits = block.logits
+    visible = block.visible.expand_as(logits)
+    broken = visible & (torch.isnan(logits) | torch.isposinf(logits))
+    measured = visible.any(-1) & ~broken.any(-1)
+    visible = visible & measured[..., None] & ~torch.isneginf(logits)
+    seen = visible.sum(-1)
+    measured = seen > 0
+    shown = torch.where(visible, logits, -torch.inf)
+    options = seen.double()
+    top = shown.amax(-1)
+    if sink is not None:
+        sink_logit = sink.to(logits.device).double()[:, None]
+        lse = torch.logaddexp(shown.logsumexp(-1), sink_logit)
+        sink_mass = torch.where(measured, (sink_logit - lse).exp(), 0.0)
+        options = options + 1
+        plogp = sink_mass * sink_logit
+    else:
+        lse = shown.logsumexp(-1)
+        sink_mass = torch.zeros_like(lse)
+        plogp = sink_mass
+    lse = torch.where(measured, lse, 0.0)
+    p = (shown - lse[..., None]).exp()
+    clean = torch.where(visible, logits, 0.0)
+    entropy = lse - (p * clean).sum(-1) - plogp
+    zero = torch.zeros((), dtype=lse.dtype, device=lse.device)
+    rows = [entropy, options.clamp(min=1).log(), (top - lse).exp(), sink_mass]
+    total.sums += torch.stack([torch.where(measured, r, zero).sum(-1) for r in rows]).cpu().numpy()
+    total.counts += torch.stack([measured.sum(-1), broken.sum((1, 2))]).cpu().numpy()
+    total.received += p.sum(1).cpu().numpy()
+    total.exposure += visible.sum(1).cpu().numpy()
+    count = seen.sum(-1)
+    mean = clean.sum((1, 2)) / count.clamp(min=1)
+    m2 = torch.where(visible, logits - mean[:, None, None], zero).square().sum((1, 2))
+    low = torch.where(visible, logits, torch.inf).amin((1, 2))
+    return count.cpu().numpy(), torch.stack([mean, m2, low, top.amax(-1)]).cpu().numpy()
+
+
+def _pool_logits(total: HeadReading, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    count = np.stack([c for c, _ in parts])
+    sums = np.stack([s for _, s in parts])
+    total.logit_count = count.sum(0)
+    mean = (count * sums[:, 0]).sum(0) / np.maximum(total.logit_count, 1)
+    m2 = (sums[:, 1] + count * (sums[:, 0] - mean) ** 2).sum(0)
+    total.logit_sums = np.stack([mean, m2, sums[:, 2].min(0), sums[:, 3].max(0)])
