@@ -1,0 +1,65 @@
+"""The report: one HTML file with its styles, script and data inside; it opens from a disk with no network.
+
+All text passes the template's escaping; tokens are made inert before (`formatting.visible`); the data is JSON that cannot close its script
+element. The content security policy in the page forbids every connection, so even a mistake here could not load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from skerry.outliers.finding import Summary
+
+from . import heat
+from .data import Tables
+from .page import context
+
+
+def html(summary: Summary, tables: Tables, *, record: Mapping[str, Any] | None = None) -> str:
+    """The report as the text of one HTML file.
+
+    Args:
+        summary: What was found.
+        tables: Tables of the run by name (`run/tables.py`); all of them, empty where nothing was measured.
+        record: What the run knows of how it was made (command, versions, seed, ...); shown as it is, `command` first.
+    """
+    script = _asset("report.js")
+    return _template().render(
+        **context(summary, tables, record or {}),
+        style=Markup(_asset("report.css").replace("/*heat*/", _heat_css())),
+        script=Markup(script),
+        # Only this very script may run; whatever else might slip into the page may not.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(
+        (files("skerry.report") / "templates" / "report.html.j2").read_text("utf-8")
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("skerry.report") / "assets" / name).read_text("utf-8")
+
+
+def _heat_css() -> str:
+    """The colour of every step, light and dark, from the one scale."""
+    light = "".join(f"--h{i}:{c};--i{i}:{heat.ink(i)};" for i, c in enumerate(heat.LIGHT))
+    dark = "".join(f"--h{i}:{c};--i{i}:{heat.ink(i, dark=True)};" for i, c in enumerate(heat.DARK))
+    steps = "".join(f".h{i}{{background:var(--h{i});color:var(--i{i})}}" for i in range(heat.NUM_STEPS))
+    system = f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
+    return f":root{{{light}}}:root[data-theme=dark]{{{dark}}}{system}{steps}"
