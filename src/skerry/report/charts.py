@@ -13,10 +13,10 @@ from skerry.outliers.finding import ChannelAsymmetry, LayerProfile
 
 from . import formatting as f
 
-Scale = Callable[[float], float]
+Scale = Callable[[float | int], float]
 
 
-def svg(body: Sequence[str], *, width: float, height: float, title: str, description: str) -> str:
+def svg(body: Sequence[str], *, width: float | int, height: float | int, title: str, description: str) -> str:
     """One SVG element with an accessible name."""
     return (
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" xmlns="http://www.w3.org/2000/svg">'
@@ -24,23 +24,25 @@ def svg(body: Sequence[str], *, width: float, height: float, title: str, descrip
     )
 
 
-def text(x: float, y: float, words: str, *, cls: str = "t", anchor: str = "start", extra: str = "") -> str:
+def text(
+    x: float | int, y: float | int, words: str, *, cls: str = "t", anchor: str = "start", extra: str = ""
+) -> str:
     """A text mark."""
     return f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{escape(words)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+def line(x1: float | int, y1: float | int, x2: float | int, y2: float | int, cls: str) -> str:
     """A line mark."""
     return f'<line class="{cls}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def log_scale(low: float, high: float, start: float, end: float) -> Scale:
+def log_scale(low: float | int, high: float | int, start: float | int, end: float | int) -> Scale:
     """A map from [low, high] on a logarithmic axis to [start, end] in the drawing."""
     a, b = math.log10(low), math.log10(high)
     return lambda v: start + (math.log10(v) - a) / ((b - a) or 1) * (end - start)
 
 
-def decades(low: float, high: float) -> list[float]:
+def decades(low: float | int, high: float | int) -> list[float]:
     """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between them when there are few."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(exponents) <= 3 else (1,)
@@ -183,7 +185,9 @@ def asymmetry(rows: Sequence[ChannelAsymmetry], cloud: Sequence[tuple[float, flo
     return svg(body, width=width, height=height, title="Centre of channels against half their width", description="Triangles up have positive centres, triangles down negative ones. The table beside lists them.")  # fmt: skip
 
 
-def _names(rows: Sequence[ChannelAsymmetry], x: Scale, y: Scale, edge: float, floor: float) -> list[str]:
+def _names(
+    rows: Sequence[ChannelAsymmetry], x: Scale, y: Scale, edge: float | int, floor: float | int
+) -> list[str]:
     """Channel numbers beside the furthest points, each channel once and none over another."""
     placed: list[tuple[float, float]] = []
     seen: set[int] = set()

@@ -122,7 +122,7 @@ def activations(
         place = (s.layer, s.site, s.expert)
         body: dict[str, object] = {
             "layer": s.layer, "part": s.site, "expert": s.expert, "width": s.num_channels,
-            "facts": [rounded(getattr(s, k), 4) for k in FACTS],
+            "facts": [rounded(getattr(s, k), 6) for k in FACTS],
         }  # fmt: skip
         if (rows := channels.get(place)) is not None:
             order = np.argsort(rows["channel"], kind="stable")

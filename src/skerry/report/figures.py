@@ -65,7 +65,7 @@ def figures(summary: Summary, tables: Tables, *, dark: bool = False) -> dict[str
     return {k: standalone(v, dark=dark) for k, v in drawn.items()}
 
 
-def png(svg: str, *, scale: float = 2) -> bytes:
+def png(svg: str, *, scale: float | int = 2) -> bytes:
     """An SVG of `figures` as PNG bytes, `scale` pixels for a unit."""
     import vl_convert
 
@@ -101,7 +101,7 @@ def extreme(summary: Summary) -> Place | None:
     return None if best is None else (best.layer, best.site, best.expert)
 
 
-def heat_chart(grid: Heat, *, title: str, cell: float = 34, dark: bool = False) -> str:
+def heat_chart(grid: Heat, *, title: str, cell: float | int = 34, dark: bool = False) -> str:
     """A heat map as a chart; numbers in the cells where they fit."""
     if not grid.rows:
         return ""
@@ -182,7 +182,7 @@ def channels(summary: Summary, tables: Tables, place: Place) -> str:
     )
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def _ticks(low: float | int, high: float | int, most: int) -> list[float]:
     """At most `most` + 1 round numbers in [low, high]."""
     step = 10.0 ** np.floor(np.log10(max(high - low, 1e-30) / most))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= most)

@@ -38,14 +38,14 @@ def _minus(text: str) -> str:
     return text.replace("-", "−") if text.startswith("-") else text
 
 
-def ratio(x: float | None) -> str:
+def ratio(x: float | int | None) -> str:
     """A ratio with two significant digits below 100 and three above: 7.4, 45, 1,230."""
     if x is None or not math.isfinite(x):
         return number(x)
     return number(x, digits=2 if abs(x) < 100 else 3)
 
 
-def short(x: float | None) -> str:
+def short(x: float | int | None) -> str:
     """A number in at most four letters: 7.4, 45, 980, 1.2k, 15k, 2M, 6.7B."""
     if x is None or not math.isfinite(x):
         return number(x)
@@ -55,12 +55,12 @@ def short(x: float | None) -> str:
     return _minus(text) + ("", "k", "M", "B")[power]
 
 
-def short_value(x: float) -> str:
+def short_value(x: float | int) -> str:
     """A tick of an axis: 0.01, 5, 200, 1.2k."""
     return number(x) if abs(x) < 1000 else short(x)
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | int | None) -> str:
     """A share as per cent with a sensible number of digits: 52 %, 4.1 %, < 0.1 %."""
     if share is None or not math.isfinite(share):
         return number(share)
@@ -72,20 +72,20 @@ def percent(share: float | None) -> str:
     return "> 99 %" if 99.5 <= value < 100 else f"{value:.0f} %"
 
 
-def span(low: float, high: float) -> str:
+def span(low: float | int, high: float | int) -> str:
     """Two ratios as `24 to 45`, or one when they read the same."""
     a, b = ratio(low), ratio(high)
     return a if a == b else f"{a} to {b}"
 
 
-def p_value(p: float | None) -> str:
+def p_value(p: float | int | None) -> str:
     """A probability: three digits, or an upper bound when it is too small to be read."""
     if p is None:
         return "–"
     return "< 1e−12" if p < 1e-12 else number(p, digits=2)
 
 
-def seconds(s: float) -> str:
+def seconds(s: float | int) -> str:
     """A duration: 0.4 s, 12 s, 3 min 5 s."""
     if s < 60:
         return f"{s:.1f} s" if s < 10 else f"{s:.0f} s"

@@ -15,26 +15,26 @@ NUM_STEPS = len(RATIO_STEPS) + 1
 
 # One hue family from paper to ink; lightness is monotone, so it also reads in grey and for every kind of colour vision.
 LIGHT = (
-    "#f0f3f2", "#deeae9", "#c6dedf", "#a9ced3", "#88bbc6", "#67a5b8", "#4a8da9", "#347498", "#255b84", "#1b446d", "#142f54", "#0e1c3a",
+    "#f0f3f2", "#deeae9", "#c6dedf", "#a9ced3", "#88bbc6", "#67a5b8", "#3a7a98", "#2d6a90", "#255b84", "#1b446d", "#142f54", "#0e1c3a",
 )  # fmt: skip
 DARK = (
-    "#1b2226", "#1d2c33", "#1f3843", "#224656", "#25566a", "#2a687f", "#347c92", "#4692a3", "#62a9b1", "#88c1bf", "#b4d8d0", "#e3efe6",
+    "#1b2226", "#1d2c33", "#1f3843", "#224656", "#25566a", "#29647a", "#2e7086", "#4692a3", "#62a9b1", "#88c1bf", "#b4d8d0", "#e3efe6",
 )  # fmt: skip
 # Letter of each step where there is no colour.
 LETTERS = "·123456789AB"
 
 
-def ratio_step(value: float | None) -> int:
+def ratio_step(value: float | int | None) -> int:
     """Step of a ratio to the median, 0 to 11; 0 for what is not known, 11 for infinity."""
     return _step(value, RATIO_STEPS)
 
 
-def share_step(value: float | None) -> int:
+def share_step(value: float | int | None) -> int:
     """Step of a share (0 to 1), 0 to 11."""
     return _step(value, SHARE_STEPS)
 
 
-def _step(value: float | None, steps: tuple[float, ...]) -> int:
+def _step(value: float | int | None, steps: tuple[float, ...]) -> int:
     return 0 if value is None or math.isnan(value) else bisect_right(steps, value)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Rows = dict[str, Array]
 
 
@@ -53,14 +52,14 @@ def pool(values: Array, columns: int, *, largest: bool = True) -> tuple[Array, i
     return (grid.max(1) if largest else grid.min(1)), width
 
 
-def pack(values: Array, *, unit: float, top: float) -> str:
+def pack(values: Array, *, unit: float | int, top: float | int) -> str:
     """Numbers of size at most `top` as base64 of little-endian int16 on the asinh scale."""
     scale = 32767 / np.arcsinh(top / unit)
     codes = np.clip(np.rint(np.arcsinh(values / unit) * scale), -32767, 32767).astype("<i2")
     return base64.b64encode(codes.tobytes()).decode()
 
 
-def strip(low: Array | None, high: Array, *, unit: float, columns: int) -> dict[str, object]:
+def strip(low: Array | None, high: Array, *, unit: float | int, columns: int) -> dict[str, object]:
     """A packed strip: its length `n`, how many neighbours share a column `k`, scales `m` and `M`, packed `hi` and perhaps `lo`.
 
     Args:
@@ -82,7 +81,7 @@ def strip(low: Array | None, high: Array, *, unit: float, columns: int) -> dict[
     return out
 
 
-def rounded(x: float | None, digits: int = 5) -> float | int | str | None:
+def rounded(x: float | int | None, digits: int = 5) -> float | int | str | None:
     """A number for JSON with few digits; infinity as a word, since JSON has none; NaN as null."""
     if x is None or np.isnan(x):
         return None

@@ -23,7 +23,7 @@
     if (size >= 1e7 || size < 1e-4) text = x.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
     else {
       const decimals = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
-      text = x.toLocaleString("en-US", { minimumFractionDigits: 0, maximumFractionDigits: decimals });
+      text = x.toLocaleString("en-US", { maximumFractionDigits: decimals, roundingMode: "halfEven" });
     }
     return text.replace(/^-/, "−");
   };
