@@ -216,6 +216,19 @@ def test_warnings_come_first(parsed):
     assert "Read this first" not in parsed["encoder"].text
 
 
+def test_non_finite_values_are_located(parsed):
+    assert "Where values are not finite (1 listed in the run)" in parsed["bare"].text
+    assert "1.w.down nan 0 3 7" in parsed["bare"].text
+    assert "not finite" not in parsed["encoder"].text
+
+
+def test_absent_tables_count_as_empty(worlds):
+    summary, tables = worlds["encoder"]
+    text = Page(html(summary, {"channels": tables["channels"]})).text
+    assert "Where a layer" not in text
+    assert "Weights" not in text
+
+
 def test_a_model_without_attention_says_so_and_has_no_grid(parsed):
     assert "The model has no attention." in parsed["bare"].text
     assert "sinks" not in parsed["bare"].ids

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from skerry.anatomy.sites import Site
 from skerry.outliers.finding import Finding, SiteProfile, Summary
+from skerry.run.tables import TABLES, schema
 
 from . import formatting as f
 from .strips import Rows, rounded, split, strip
@@ -35,6 +36,11 @@ FACTS = (
 
 Tables = Mapping[str, pa.Table]
 Place = tuple[int | None, str, int | None]
+
+
+def complete(tables: Tables) -> dict[str, pa.Table]:
+    """All tables of a run; one that was not measured (no attention, weights left out) is empty."""
+    return {k: tables[k] if k in tables else schema(k).empty_table() for k in TABLES}
 
 
 def embed(summary: Summary, tables: Tables) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from skerry.outliers.finding import Summary
 
 from . import charts, heat
 from . import formatting as f
-from .data import Place, Tables, name
+from .data import Place, Tables, complete, name
 from .page import Heat, cloud, sink_grid, site_map
 
 _MARGIN = 14
@@ -46,7 +46,7 @@ _STYLE = """text{{font:11px "Liberation Sans",Arial,Helvetica,"DejaVu Sans",sans
 
 def figures(summary: Summary, tables: Tables, *, dark: bool = False) -> dict[str, str]:
     """Standalone SVG files by name; a figure with nothing to show is left out."""
-    place = extreme(summary)
+    place, tables = extreme(summary), complete(tables)
     parts = {
         "map": heat_chart(site_map(summary, {}), title="Largest value / median by site and layer", dark=dark),
         "channels": channels(summary, tables, place) if place else "",

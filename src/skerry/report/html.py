@@ -19,7 +19,7 @@ from markupsafe import Markup
 from skerry.outliers.finding import Summary
 
 from . import heat
-from .data import Tables
+from .data import Tables, complete
 from .page import context
 
 
@@ -28,12 +28,12 @@ def html(summary: Summary, tables: Tables, *, record: Mapping[str, Any] | None =
 
     Args:
         summary: What was found.
-        tables: Tables of the run by name (`run/tables.py`); all of them, empty where nothing was measured.
+        tables: Tables of the run by name (`run/tables.py`); absent ones count as empty.
         record: What the run knows of how it was made (command, versions, seed, ...); shown as it is, `command` first.
     """
     script = _asset("report.js")
     return _template().render(
-        **context(summary, tables, record or {}),
+        **context(summary, complete(tables), record or {}),
         style=Markup(_asset("report.css").replace("/*heat*/", _heat_css())),
         script=Markup(script),
         # Only this very script may run; whatever else might slip into the page may not.

@@ -49,6 +49,7 @@ def context(summary: Summary, tables: data.Tables, record: Mapping[str, Any]) ->
         "section": {k: section(k, summary) for k in ("map", "asymmetry", "attention", "weights", "alignment", "findings")},
         "map": site_map(summary, embedded["sites"]), "weights": weight_map(embedded["matrices"]), "sinks": sink_grid(summary),
         "first": first_site(summary, embedded["sites"]), "first_matrix": first_matrix(summary, embedded["matrices"]),
+        "nonfinite": nonfinite(tables),
         "hard": hard_sites(summary), "depth": charts.depth(summary.profiles.layers),
         "asymmetry": charts.asymmetry(summary.profiles.asymmetry, cloud(summary, tables)), "offcentre": [asymmetry_row(a) for a in summary.profiles.asymmetry],
         "offcentre_first": [asymmetry_row(a) for a in one_per_channel(summary.profiles.asymmetry)[:12]],
@@ -288,6 +289,22 @@ def key_table(tables: data.Tables) -> dict[str, Any] | None:
             )
         )
     return {"bins": bins, "rows": rows}
+
+
+def nonfinite(tables: data.Tables, *, most: int = 12) -> dict[str, Any] | None:
+    """Where NaN and infinite values were: the first places, and how many are listed in the run."""
+    table = tables["nonfinite"]
+    if table.num_rows == 0:
+        return None
+    rows = [
+        [
+            data.name((r["layer"], r["site"], r["expert"])),
+            r["kind"] or "–",
+            *(f.number(r[k], digits=9) for k in ("sample", "position", "channel")),
+        ]
+        for r in table.slice(0, most).to_pylist()
+    ]
+    return {"rows": rows, "total": table.num_rows}
 
 
 def _top_tokens(tables: data.Tables, totals: Mapping[object, float]) -> dict[object, tuple[str, str]]:
