@@ -75,7 +75,7 @@ def test_deep_models_share_cells_and_keep_their_peaks():
 
 def test_warnings_are_printed_before_the_findings(worlds):
     text = printed(worlds["bare"].summary)
-    assert text.index("Warning: w.down") < text.index("5 systematic outliers")
+    assert text.index("Warning: w.down") < text.index("5 outlier channels")
 
 
 def test_hostile_names_cannot_speak_to_the_terminal(worlds):

@@ -212,7 +212,9 @@ def test_sizes_stay_sane(pages):
 def test_warnings_come_first(parsed):
     text = parsed["bare"].text
     assert "Read this first" in text
-    assert text.index("holds 1 NaN entry") < text.index("systematic outliers stand out")
+    assert text.index("holds 1 NaN entry") < text.index(
+        "5 outlier channels stand out of strange-net systematically"
+    )
     assert "Read this first" not in parsed["encoder"].text
 
 
@@ -220,6 +222,19 @@ def test_non_finite_values_are_located(parsed):
     assert "Where values are not finite (1 listed in the run)" in parsed["bare"].text
     assert "1.w.down nan 0 3 7" in parsed["bare"].text
     assert "not finite" not in parsed["encoder"].text
+
+
+def test_parts_outside_the_blocks_have_a_column_of_their_own(worlds):
+    from skerry.report.page import site_map
+
+    summary = worlds["encoder"].summary
+    outside = summary.profiles.sites[0].model_copy(update={"layer": None, "site": "head.in"})
+    profiles = summary.profiles.model_copy(update={"sites": (*summary.profiles.sites, outside)})
+    grid = site_map(summary.model_copy(update={"profiles": profiles}), {"head.in": {}})
+    assert grid.columns == ["0", "1", "2", "3", "4", "5", "out"]
+    cells = {name: row for name, _, row in grid.rows}
+    assert cells["head.in"][-1].target == "head.in"
+    assert cells["resid.out"][-1] is None
 
 
 def test_absent_tables_count_as_empty(worlds):

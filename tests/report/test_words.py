@@ -98,7 +98,7 @@ def test_channels_are_told_once_over_layers_and_sites():
     )
     found += [channel(157, at, 23) for at in range(6)] + [channel(5, 1, 20)]
     said = words(summary(*found))
-    assert "20 outlier channels" in said
+    assert said.startswith("20 outlier channels stand out of m systematically, over 8 inputs (256 tokens).")
     assert (
         "Channel 99 carries 24 to 30 times the median of its site in all 6 layers; channels 157 and 63 reach 22 to 23 times in all 6 layers;"
         in said

@@ -63,6 +63,8 @@ def _opening(s: Summary) -> str:
     kinds = [f.count(n, t, _PLURAL.get(t)) for t, n in type_counts(s)]
     if len(s.findings) == 1:
         return f"One systematic outlier stands out of {f.tidy(s.model.name)} {read}."
+    if len(kinds) == 1:
+        return f"{kinds[0]} stand out of {f.tidy(s.model.name)} systematically, {read}."
     return f"{len(s.findings):,} systematic outliers stand out of {f.tidy(s.model.name)} {read}: {f.listing(kinds)}."
 
 
