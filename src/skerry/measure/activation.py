@@ -4,6 +4,10 @@ Per channel: range, moments, zeros, and in how many inputs it stands out. Per si
 largest values with their places. Optionally per position and token id. An input is never split between two updates, so what is
 defined per input (its median channel, its kurtosis) is exact and partial results add up in any order.
 
+Sketched are all values beyond 3 RMS of their token, and of the others, in activations of 256 channels or more, every eighth vector of
+16 channels, at weight eight; which one moves on with the token's place, so no token and no channel is favoured. The tail is complete.
+Medians of single tokens are taken of every eighth token there.
+
     rms_t = sqrt(mean_j x_tj^2)               near zero: |x_tj| < 0.1 rms_t
     m_sj  = max_t |x_tj| over input s         high at ratio r: m_sj >= r median_j m_sj (never where that median is 0)
 """
@@ -27,6 +31,7 @@ from skerry.measure.accumulator import (
     prefixed,
     unpack,
 )
+from skerry.measure.activation_fused import read_fused
 from skerry.measure.foremost import Foremost
 from skerry.measure.moments import Moments
 from skerry.measure.places import Places, places
@@ -94,6 +99,11 @@ class ActivationStats:
         self.tokens = TokenStats() if tokens else None
 
     @property
+    def every(self) -> int:
+        """One vector of 16 channels in so many is sketched."""
+        return 8 if self.num_channels >= 256 else 1
+
+    @property
     def num_top(self) -> int:
         """How many channels count as top."""
         return max(1, self.num_channels // 100)
@@ -109,6 +119,13 @@ class ActivationStats:
         at = places(batch, rows)
         if not len(at):
             return
+        fused = read_fused(self, x, at)
+        if fused is not None:
+            self.sketch.add(fused.histogram)
+            self._locate(fused.largest, fused.nonfinite, at)
+            if self.tokens is not None:
+                self.tokens.add(at, fused.abs_max, fused.square)
+            return
         reading = read_plain(
             x,
             at,
@@ -116,6 +133,7 @@ class ActivationStats:
             top_k=self.top_k,
             nonfinite_k=NUM_NONFINITE_KEPT,
             token_median=self.token_median,
+            every=self.every,
         )
         self._take_channels(reading)
         self._take_samples(reading)
@@ -160,15 +178,15 @@ class ActivationStats:
         self.counts[_SAMPLES] += len(at.sample)
         self.counts[_TOKENS] += len(at)
         self.counts[_NAN] += r.num_nan
-        self._locate(r, at)
+        self._locate(r.largest, r.nonfinite, at)
         if self.tokens is not None:
             self.tokens.add(at, r.abs_max, r.square)
 
-    def _locate(self, r: Reading, at: Places) -> None:
-        value, place, channel = r.largest
+    def _locate(self, largest: Triple, nonfinite: Triple, at: Places) -> None:
+        value, place, channel = largest
         if len(value):
             self.largest.add(value=value, channel=channel, token_id=at.token_id[place], **_where(at, place))
-        kind, place, channel = r.nonfinite
+        kind, place, channel = nonfinite
         if len(kind):
             self.nonfinite.add(kind=kind, channel=channel, **_where(at, place))
 
@@ -315,6 +333,7 @@ class ActivationStats:
         )
 
 
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 _ARRAYS = ("range", "value_counts", "per_sample", "abs_max_sum", "totals", "counts")
 
 
@@ -337,4 +356,4 @@ def _sample_kurtosis(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
         m2 = r2 - mean**2
         m4 = r4 - 4 * mean * r3 + 6 * mean**2 * r2 - 3 * mean**4
         s2 = m2 * count / (count - 1)
-        return np.where(s2 > 1e-12 * r2, m4 / s2**2, np.nan)
+        return np.where((count > 1) & (s2 > 1e-12 * r2), m4 / s2**2, np.nan)

@@ -300,6 +300,6 @@ def _is_sink(alpha: np.ndarray, exposure: np.ndarray) -> np.ndarray:
 
 
 def _norms(value: Tensor) -> np.ndarray:
-    """float [sample, kv_head, key], Euclidean norms of the value vectors; 0 where one is not finite."""
+    """Euclidean norms [sample, kv_head, key] of the value vectors; 0 where one is not finite."""
     norms = torch.linalg.vector_norm(value, dim=-1, dtype=torch.promote_types(value.dtype, torch.float32))
     return norms.nan_to_num(nan=0.0, posinf=0.0).cpu().numpy()

@@ -26,7 +26,9 @@ class Meter:
     batches each has read.
     """
 
-    def __init__(self, anatomy: Anatomy, parts: Iterable[str] | None = None, *, attention: bool = True) -> None:
+    def __init__(
+        self, anatomy: Anatomy, parts: Iterable[str] | None = None, *, attention: bool = True
+    ) -> None:
         """Prepare to read; accumulators are made when their site first fires."""
         self.anatomy = anatomy
         self.parts = None if parts is None else sorted(set(parts))
@@ -106,7 +108,12 @@ class Meter:
 
     @classmethod
     def from_state(
-        cls, anatomy: Anatomy, state: Mapping[str, Tensor], parts: Iterable[str] | None = None, *, attention: bool = True
+        cls,
+        anatomy: Anatomy,
+        state: Mapping[str, Tensor],
+        parts: Iterable[str] | None = None,
+        *,
+        attention: bool = True,
     ) -> Self:
         """A meter that goes on where `state` stopped."""
         meter = cls(anatomy, parts, attention=attention)

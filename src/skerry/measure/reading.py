@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 from skerry.measure.accumulator import NEAR_ZERO
 from skerry.measure.moments import Moments, pool
 from skerry.measure.places import Places
-from skerry.measure.sketch import NUM_BUCKETS, histogram
+from skerry.measure.sketch import histogram
 
 # Values of float64 that the plain path has in hand at once.
 _GROUP = 1 << 20
+# Values beyond so many RMS of their token are all sketched.
+_FAR = 3
 
 
 @dataclass
@@ -71,6 +74,7 @@ def read_plain(
     top_k: int,
     nonfinite_k: int,
     token_median: bool,
+    every: int,
 ) -> Reading:
     """Read the measured rows.
 
@@ -80,32 +84,49 @@ def read_plain(
         bar: |value| that an entry must reach to count among the largest.
         top_k: How many of the largest are wanted.
         nonfinite_k: How many non-finite values to locate.
-        token_median: Whether to take every token's median of |x|.
+        token_median: Whether to take tokens' medians of |x|.
+        every: Of the values near zero, one vector of 16 channels in so many is sketched; of the tokens, one in so many has its
+            median taken.
     """
-    parts = [_read_group(g, first, bar, top_k, nonfinite_k, token_median) for first, g in _groups(x, at)]
-    return parts[0] if len(parts) == 1 else _join(parts)
+    ask = _Ask(bar, top_k, nonfinite_k, token_median, every)
+    turn = at.sample[at.which] + at.position
+    groups = [(first, _read_group(g, first, turn, ask)) for first, g in _groups(x, at)]
+    return (
+        groups[0][1]
+        if len(groups) == 1
+        else _join([r for _, r in groups], [int(at.which[f]) for f, _ in groups])
+    )
+
+
+class _Ask(NamedTuple):
+    """The arguments of `read_plain`."""
+
+    bar: float
+    top_k: int
+    nonfinite_k: int
+    token_median: bool
+    every: int
 
 
 def _groups(x: Tensor, at: Places) -> Iterator[tuple[int, Tensor]]:
-    """Float64 [sample, place, channel] of inputs of one length, with the number of their first place."""
-    width = max(1, x.shape[1])
-    step = max(1, _GROUP // (width * at.common_length)) if at.common_length else 1
+    """Float64 [sample, place, channel] of inputs of one length, or of a part of one input, with the number of their first place."""
+    room = max(1, _GROUP // max(1, x.shape[1]))
+    step = max(1, room // at.common_length) if at.common_length else 1
+    # Apple's GPUs have no float64.
+    device = "cpu" if x.device.type == "mps" else x.device
     for s in range(0, len(at.sample), step):
         stop = min(s + step, len(at.sample))
-        first, last = int(at.start[s]), int(at.start[stop])
-        rows = at.row[first:last]
-        # Apple's GPUs have no float64.
-        device = "cpu" if x.device.type == "mps" else x.device
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-            part = x[int(rows[0]) : int(rows[-1]) + 1]
-        else:
-            part = x[torch.from_numpy(rows).to(x.device)]
-        yield first, part.to(device).double().reshape(stop - s, -1, x.shape[1])
+        begin, end = int(at.start[s]), int(at.start[stop])
+        for first in range(begin, end, room if stop - s == 1 else end - begin):
+            rows = at.row[first : min(end, first + room) if stop - s == 1 else end]
+            if rows[-1] - rows[0] == len(rows) - 1:
+                part = x[int(rows[0]) : int(rows[-1]) + 1]
+            else:
+                part = x[torch.from_numpy(rows).to(x.device)]
+            yield first, part.to(device).double().reshape(stop - s, -1, x.shape[1])
 
 
-def _read_group(
-    g: Tensor, first: int, bar: float, top_k: int, nonfinite_k: int, token_median: bool
-) -> Reading:
+def _read_group(g: Tensor, first: int, turn: np.ndarray, ask: _Ask) -> Reading:
     finite = torch.isfinite(g)
     bad = ~finite
     x = torch.where(finite, g, 0.0)
@@ -121,13 +142,9 @@ def _read_group(
     near = (size < NEAR_ZERO * rms[..., None]) & finite
     # Unbiased, as torch's std is: what the published code divides by.
     variance = (square - x.sum(-1) ** 2 / row_n) / (row_n - 1)
-    place, channel, kind = (
-        _nonfinite(g, bad, nonfinite_k) if bool(bad.any()) else (np.zeros(0, np.int64),) * 3
-    )
-    median = None
-    if token_median:
-        median = torch.where(finite, size, torch.nan).nanquantile(0.5, dim=-1).flatten().cpu().numpy()
-    value, big_place, big_channel = _largest(x, size, max(bar, 0.0), top_k)
+    place, channel, kind = _nonfinite(g, bad, ask.nonfinite_k)
+    turns = torch.from_numpy(turn[first : first + square.numel()]).reshape(square.shape).to(g.device)
+    value, big_place, big_channel = _largest(x, size, max(ask.bar, 0.0), ask.top_k)
     return Reading(
         moments=pool(n.cpu().numpy(), sums.cpu().numpy()),
         low=torch.where(finite, g, torch.inf).amin(1).cpu().numpy(),
@@ -140,15 +157,37 @@ def _read_group(
         sample_count=n.sum(1).cpu().numpy(),
         abs_max=size.amax(-1).flatten().cpu().numpy(),
         square=square.flatten().cpu().numpy(),
-        spread=((x2 * x2).sum(-1) / row_n / variance**2).flatten().cpu().numpy(),
-        histogram=histogram(g) if g.numel() else np.zeros(NUM_BUCKETS, np.int64),
+        spread=torch.where(
+            variance > 1e-12 * square / row_n, (x2 * x2).sum(-1) / row_n / variance**2, torch.nan
+        )
+        .flatten()
+        .cpu()
+        .numpy(),
+        histogram=_sketch(g, size, rms, turns, ask.every),
         largest=(value, big_place + first, big_channel),
         nonfinite=(kind, place + first, channel),
-        median=median,
+        median=_medians(size, finite, turns, ask.every) if ask.token_median else None,
     )
 
 
+def _sketch(g: Tensor, size: Tensor, rms: Tensor, turns: Tensor, every: int) -> np.ndarray:
+    far = size > _FAR * rms[..., None]
+    vector = torch.arange(g.shape[-1], device=g.device) // 16
+    near = ~far & ((vector + turns[..., None]) % every == 0)
+    return every * histogram(g[near]) + histogram(g[far])
+
+
+def _medians(size: Tensor, finite: Tensor, turns: Tensor, every: int) -> np.ndarray:
+    asked = turns % every == 0
+    medians = torch.full(turns.shape, torch.nan, dtype=size.dtype, device=size.device)
+    if bool(asked.any()):
+        medians[asked] = torch.where(finite, size, torch.nan)[asked].nanquantile(0.5, dim=-1)
+    return medians.flatten().cpu().numpy()
+
+
 def _nonfinite(g: Tensor, bad: Tensor, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not bool(bad.any()):
+        return (np.zeros(0, np.int64),) * 3
     found = bad.nonzero().cpu().numpy()
     found = found[_rank_in_group(found[:, 0]) < limit]
     kind = torch.isinf(g[tuple(torch.from_numpy(found.T.copy()).to(g.device))]).cpu().numpy().astype(np.int64)
@@ -177,11 +216,14 @@ def _rank_in_group(group: np.ndarray) -> np.ndarray:
     return np.arange(len(group)) - np.repeat(start, length)
 
 
-def _join(parts: list[Reading]) -> Reading:
-    """Readings of different inputs of one batch as one."""
+def _join(parts: list[Reading], samples: list[int]) -> Reading:
+    """Readings of one batch as one; those of the same input, by number of their first, lie side by side."""
+    # Several parts may belong to one input; a part of several inputs shares none of them.
+    index = np.concatenate([s + np.arange(len(p.low)) for s, p in zip(samples, parts, strict=True)])
+    start = np.flatnonzero(np.diff(index, prepend=-1))
 
-    def cat(name: str, axis: int = 0) -> np.ndarray:
-        return np.concatenate([getattr(p, name) for p in parts], axis)
+    def cat(name: str) -> np.ndarray:
+        return np.concatenate([getattr(p, name) for p in parts])
 
     def total(name: str) -> np.ndarray:
         return np.sum([getattr(p, name) for p in parts], axis=0)
@@ -192,14 +234,14 @@ def _join(parts: list[Reading]) -> Reading:
 
     return Reading(
         moments=pool(np.stack([p.moments.count for p in parts]), np.stack([p.moments.sums for p in parts])),
-        low=cat("low"),
-        high=cat("high"),
+        low=np.minimum.reduceat(cat("low"), start),
+        high=np.maximum.reduceat(cat("high"), start),
         zero=total("zero"),
         near_zero=total("near_zero"),
         num_nonfinite=total("num_nonfinite"),
         num_nan=sum(p.num_nan for p in parts),
-        sample_sums=cat("sample_sums", 1),
-        sample_count=cat("sample_count"),
+        sample_sums=np.add.reduceat(np.concatenate([p.sample_sums for p in parts], 1), start, axis=1),
+        sample_count=np.add.reduceat(cat("sample_count"), start),
         abs_max=cat("abs_max"),
         square=cat("square"),
         spread=cat("spread"),

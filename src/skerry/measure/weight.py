@@ -66,7 +66,7 @@ class Lines:
 
     def merge(self, other: Lines) -> None:
         """Take in what others have read of the same lines."""
-        self.add(LineReading(other.moments, *other.range, other.abs_sum), slice(None))
+        self.add(LineReading(other.moments, other.range[0], other.range[1], other.abs_sum), slice(None))
 
     def columns(self, axis: str) -> Columns:
         """Columns of the table `lines`."""

@@ -95,14 +95,14 @@ def _read_block(w: Tensor, first: int, bar: float, top_k: int, nonfinite_k: int,
         rows=_lines(g, x, finite, 1),
         columns=_lines(g, x, finite, 0),
         counts=np.array([int(((x == 0) & finite).sum()), num_nan, num_bad - num_nan], np.int64),
-        histogram=histogram(g[sampled(*g.shape, every).to(g.device)]),
+        histogram=histogram(g[sampled(g.shape[0], g.shape[1], every).to(g.device)]),
         largest=(value, found[:, 0] + first, found[:, 1]),
         nonfinite=(kind, bad[:, 0].numpy() + first, bad[:, 1].numpy()),
     )
 
 
 def sampled(num_rows: int, num_columns: int, every: int) -> Tensor:
-    """bool [row, column], which entries the histogram reads: (row // 16 + column // 16) % every == 0."""
+    """Which entries [row, column] the histogram reads: (row // 16 + column // 16) % every == 0."""
     tile = torch.arange(num_rows)[:, None] // 16 + torch.arange(num_columns) // 16
     return tile % every == 0
 
