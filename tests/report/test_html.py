@@ -237,6 +237,13 @@ def test_parts_outside_the_blocks_have_a_column_of_their_own(worlds):
     assert cells["resid.out"][-1] is None
 
 
+def test_the_legend_explains_the_marks_that_are_there(parsed):
+    assert "faded: the same tensor as another site" in parsed["encoder"].text
+    assert "a dot: the largest of the experts" in parsed["moe"].text
+    assert "a dot" not in parsed["encoder"].text
+    assert "framed: holds NaN or infinity" in parsed["bare"].text
+
+
 def test_absent_tables_count_as_empty(worlds):
     summary, tables = worlds["encoder"]
     text = Page(html(summary, {"channels": tables["channels"]})).text

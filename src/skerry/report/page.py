@@ -50,6 +50,7 @@ def context(summary: Summary, tables: data.Tables, record: Mapping[str, Any]) ->
         "map": site_map(summary, embedded["sites"]), "weights": weight_map(embedded["matrices"]), "sinks": sink_grid(summary),
         "first": first_site(summary, embedded["sites"]), "first_matrix": first_matrix(summary, embedded["matrices"]),
         "nonfinite": nonfinite(tables),
+        "marks": marks,
         "hard": hard_sites(summary), "depth": charts.depth(summary.profiles.layers),
         "asymmetry": charts.asymmetry(summary.profiles.asymmetry, cloud(summary, tables)), "offcentre": [asymmetry_row(a) for a in summary.profiles.asymmetry],
         "offcentre_first": [asymmetry_row(a) for a in one_per_channel(summary.profiles.asymmetry)[:12]],
@@ -174,6 +175,12 @@ def weight_map(matrices: Mapping[str, Any]) -> Heat:
             )
     places = [(b["layer"], b["part"]) for b in matrices.values()]
     return _heat(cells, _columns((p[0] for p in places), places))
+
+
+def marks(grid: Heat, meanings: Mapping[str, str]) -> str:
+    """What the marks of a map mean, for its legend; only those that it has."""
+    used = {c.mark for _, _, cells in grid.rows for c in cells if c is not None}
+    return "".join(f"; {text}" for mark, text in meanings.items() if mark in used)
 
 
 def sink_grid(s: Summary) -> Heat:
