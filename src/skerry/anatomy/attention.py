@@ -9,6 +9,7 @@ Never ask for `output_attentions=True` here: under sdpa it returns an empty tupl
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 IMPLEMENTATION = "skerry"
+# An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
+HIDDEN = -5000.0
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,17 @@ class AttentionView:
 
 
 Observer = Callable[[AttentionView], None]
-# Attention module -> (layer, observer, kernel that the model used before). Filled while a watch is open.
-_watched: dict[int, tuple[int, Observer, str]] = {}
+# While a watch is open: attention module -> the observers of its layer (several when watches are nested), and
+# configuration -> the kernel that the model used before.
+_observers: dict[int, list[tuple[int, Observer]]] = {}
+_kernels: dict[int, str] = {}
 
 
 def naive_logits(view: AttentionView) -> Float[Tensor, "sample head query key"]:
     """The logits that the softmax reads, -inf where masked; for tests and single sequences: it is quadratic in memory."""
     if view.logits is not None:
-        return view.logits
+        # Masks add the smallest number of the dtype, or a number like -1e4 that no logit comes near.
+        return view.logits.masked_fill(view.logits <= HIDDEN, -math.inf)
     assert view.query is not None and view.key is not None
     key = view.key.repeat_interleave(view.query.shape[1] // view.key.shape[1], dim=1)
     logits = (view.query @ key.transpose(-1, -2)) * view.scale
@@ -71,7 +77,9 @@ def naive_logits(view: AttentionView) -> Float[Tensor, "sample head query key"]:
         logits = view.softcap * torch.tanh(logits / view.softcap)
     if view.mask is not None:
         logits = (
-            logits.masked_fill(~view.mask, -math.inf) if view.mask.dtype == torch.bool else logits + view.mask
+            logits.masked_fill(~view.mask, -math.inf)
+            if view.mask.dtype == torch.bool
+            else (logits + view.mask).masked_fill(view.mask <= HIDDEN, -math.inf)
         )
     if view.is_causal:
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
@@ -80,8 +88,9 @@ def naive_logits(view: AttentionView) -> Float[Tensor, "sample head query key"]:
 
 
 def naive_probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
-    """The attention weights, without the share of a learned sink; for tests and single sequences."""
-    logits = naive_logits(view).float()
+    """The attention weights, without the share of a learned sink; NaN where a query sees no key; for tests and single sequences."""
+    logits = naive_logits(view)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if view.sink_logits is None:
         return logits.softmax(dim=-1)
     sink = view.sink_logits.to(logits).view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
@@ -98,35 +107,32 @@ def _interface_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The implementation that transformers calls while a watch is open: show, then compute as before."""
-    layer, observer, kernel = _watched[id(module)]
-    mask, bias = attention_mask, kwargs.get("position_bias")
     causal = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
-    is_causal = causal and mask is None and query.shape[2] > 1
-    if bias is not None:
-        mask = (
-            bias
-            if mask is None
-            else torch.where(mask, bias, -math.inf)
-            if mask.dtype == torch.bool
-            else bias + mask
-        )
-    observer(
-        AttentionView(
+    is_causal = causal and attention_mask is None and query.shape[2] > 1
+    for layer, observer in _observers.get(id(module), ()):
+        view = AttentionView(
             layer=layer,
             num_heads=query.shape[1],
             scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             softcap=kwargs.get("softcap"),
             sink_logits=kwargs.get("s_aux"),
-            mask=mask,
+            mask=_with_bias(attention_mask, kwargs.get("position_bias")),
             is_causal=is_causal,
             query=query,
             key=key,
             value=value,
             logits=None,
         )
-    )
+        observer(view)
+    kernel = _kernels.get(id(getattr(module, "config", None)), "sdpa")
     return _compute(module, kernel, query, key, value, attention_mask, is_causal, scaling, kwargs)
+
+
+def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return torch.where(mask, bias, -math.inf) if mask.dtype == torch.bool else bias + mask
 
 
 def _compute(
@@ -149,8 +155,8 @@ def _compute(
         return eager(
             module, query, key, value, _additive(mask, is_causal, query, key), scaling=scaling, **kwargs
         )
-    function = ALL_ATTENTION_FUNCTIONS["sdpa" if kernel == "eager" else kernel]
-    return function(module, query, key, value, mask, scaling=scaling, **kwargs)
+    # The masks are made for sdpa (see `_register`), so sdpa also stands in for flash and flex attention: the same function.
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=scaling, **kwargs)
 
 
 def _additive(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
@@ -183,16 +189,19 @@ def uses_interface(model: nn.Module) -> bool:
 
 @contextmanager
 def observe_attention(
-    model: nn.Module, places: Mapping[int, nn.Module], observer: Observer
+    model: nn.Module, places: Mapping[int, nn.Module], observer: Observer, *, num_heads: int = 0
 ) -> Iterator[None]:
-    """Show every attention of the blocks in `places` (layer to attention module) to the observer while open."""
+    """Show every attention of the blocks in `places` (layer to attention module) to the observer while open.
+
+    `num_heads` tells heads from samples where an architecture keeps both in one axis.
+    """
     if uses_interface(model):
         with _through_interface(model, places, observer):
             yield
     else:
         with ExitStack() as stack:
             for layer, module in places.items():
-                stack.enter_context(_through_functions(module, layer, observer))
+                stack.enter_context(_through_functions(module, layer, num_heads, observer))
             yield
 
 
@@ -202,50 +211,51 @@ def _through_interface(
 ) -> Iterator[None]:
     _register()
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    before = {
+    replaced = {
         i: c._attn_implementation_internal
         for i, c in configs.items()
-        if hasattr(c, "_attn_implementation_internal")
+        # A watch around this one has already taken over; it also knows the model's own kernel.
+        if getattr(c, "_attn_implementation_internal", IMPLEMENTATION) != IMPLEMENTATION
     }
-    kernels = {
-        layer: getattr(getattr(m, "config", None), "_attn_implementation", None) or "sdpa"
-        for layer, m in places.items()
-    }
-    for layer, module in places.items():
-        _watched[id(module)] = (layer, observer, kernels[layer])
+    entries = {id(module): (layer, observer) for layer, module in places.items()}
     try:
-        for i in before:
+        for i, implementation in replaced.items():
+            _kernels[i] = implementation or "sdpa"
             configs[i]._attn_implementation_internal = IMPLEMENTATION
+        for module, entry in entries.items():
+            _observers.setdefault(module, []).append(entry)
         yield
     finally:
-        for i, implementation in before.items():
+        for module, entry in entries.items():
+            _observers[module].remove(entry)
+            if not _observers[module]:
+                del _observers[module]
+        for i, implementation in replaced.items():
             configs[i]._attn_implementation_internal = implementation
-        for module in places.values():
-            _watched.pop(id(module), None)
+            del _kernels[i]
 
 
 class _SoftmaxMode(TorchFunctionMode):
     """Sees the softmax or the fused attention that a module calls."""
 
-    def __init__(self, layer: int, observer: Observer) -> None:
+    def __init__(self, layer: int, num_heads: int, observer: Observer) -> None:
         super().__init__()
-        self.layer, self.observer = layer, observer
+        self.layer, self.num_heads, self.observer = layer, num_heads, observer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention":
             self._show_fused(*args, **kwargs)
-        elif name in ("softmax", "_softmax") and args and args[0].dim() == 4 and args[0].is_floating_point():
-            self._show_logits(args[0])
+        elif name in ("softmax", "_softmax"):
+            self._show_logits(args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
     def _show_logits(self, logits: Tensor) -> None:
-        self.observer(
-            AttentionView(
-                self.layer, logits.shape[1], 1.0, None, None, None, False, None, None, None, logits.detach()
-            )
-        )
+        if logits.dim() == 3 and self.num_heads and logits.shape[0] % self.num_heads == 0:
+            logits = logits.unflatten(0, (-1, self.num_heads))  # [sample*head, query, key]
+        if logits.dim() == 4 and logits.is_floating_point():
+            self._show(logits.shape[1], logits=logits.detach())
 
     def _show_fused(
         self,
@@ -259,30 +269,58 @@ class _SoftmaxMode(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> None:
         del dropout_p, enable_gqa
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self.observer(
-            AttentionView(
-                self.layer, query.shape[1], scale, None, None, attn_mask, is_causal, query, key, value, None
+        if query.dim() == 3 and self.num_heads:
+            query, key, value = (
+                x.unflatten(0, (-1, x.shape[0] * self.num_heads // query.shape[0]))
+                for x in (query, key, value)
             )
+        if query.dim() == 4:
+            scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+            self._show(query.shape[1], query, key, value, attn_mask, scale=scale, is_causal=is_causal)
+
+    def _show(
+        self,
+        num_heads: int,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        logits: Tensor | None = None,
+        scale: float = 1.0,
+        is_causal: bool = False,
+    ) -> None:
+        view = AttentionView(
+            layer=self.layer,
+            num_heads=num_heads,
+            scale=scale,
+            softcap=None,
+            sink_logits=None,
+            mask=mask,
+            is_causal=is_causal,
+            query=query,
+            key=key,
+            value=value,
+            logits=logits,
         )
+        self.observer(view)
 
 
 @contextmanager
-def _through_functions(module: nn.Module, layer: int, observer: Observer) -> Iterator[None]:
-    open_modes: list[_SoftmaxMode] = []
+def _through_functions(module: nn.Module, layer: int, num_heads: int, observer: Observer) -> Iterator[None]:
+    """Wraps the module's forward, so that the mode is left on every way out of it."""
+    before, own = module.forward, "forward" in vars(module)
 
-    def enter(*_: Any) -> None:
-        mode = _SoftmaxMode(layer, observer)
-        mode.__enter__()
-        open_modes.append(mode)
+    @functools.wraps(before)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _SoftmaxMode(layer, num_heads, observer):
+            return before(*args, **kwargs)
 
-    def leave(*_: Any) -> None:
-        if open_modes:
-            open_modes.pop().__exit__(None, None, None)
-
-    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    module.forward = forward
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if own:
+            module.forward = before
+        else:
+            del module.forward

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 IMPLEMENTATION = "skerry"
 # (layer, part, expert, values [row, channel], flat token of each row)
 ExpertObserver = Callable[[int, str, int, Tensor, Tensor], None]
-_watched: dict[int, tuple[int, ExpertObserver]] = {}
+# Experts module -> the observers of its layer (several when watches are nested); filled while a watch is open.
+_observers: dict[int, list[tuple[int, ExpertObserver]]] = {}
 
 
 def _linear(module: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
@@ -33,7 +34,10 @@ def _linear(module: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
 def _experts_forward(
     module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    layer, observer = _watched[id(module)]
+    def show(part: str, expert: int, x: Tensor, rows: Tensor) -> None:
+        for layer, observer in _observers.get(id(module), ()):
+            observer(layer, part, expert, x, rows)
+
     total = torch.zeros_like(hidden_states)
     for expert in range(module.num_experts):
         rows, place = (top_k_index == expert).nonzero(as_tuple=True)
@@ -43,16 +47,16 @@ def _experts_forward(
         if module.has_gate:
             both = _linear(module, "gate_up_proj", expert, x)
             gate, up = both.chunk(2, dim=-1) if module.is_concatenated else (both[..., ::2], both[..., 1::2])
-            observer(layer, "mlp.gate", expert, gate, rows)
-            observer(layer, "mlp.up", expert, up, rows)
+            show("mlp.gate", expert, gate, rows)
+            show("mlp.up", expert, up, rows)
             mid = module._apply_gate(both)
         else:
             up = _linear(module, "up_proj", expert, x)
-            observer(layer, "mlp.up", expert, up, rows)
+            show("mlp.up", expert, up, rows)
             mid = module.act_fn(up)
-        observer(layer, "mlp.down.in", expert, mid, rows)
+        show("mlp.down.in", expert, mid, rows)
         out = _linear(module, "down_proj", expert, mid)
-        observer(layer, "mlp.out", expert, out, rows)
+        show("mlp.out", expert, out, rows)
         if module.has_post_expert_norm:
             out = module.post_expert_norm(out)
         total.index_add_(0, rows, (out * top_k_weights[rows, place, None]).to(total.dtype))
@@ -71,16 +75,23 @@ def observe_experts(
 
     if IMPLEMENTATION not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
-    configs = {id(m.config): m.config for m in places.values()}
-    before = {i: c._experts_implementation_internal for i, c in configs.items()}
-    for layer, module in places.items():
-        _watched[id(module)] = (layer, observer)
+    configs: dict[int, Any] = {id(m.config): m.config for m in places.values()}
+    replaced = {
+        i: c._experts_implementation_internal
+        for i, c in configs.items()
+        if c._experts_implementation_internal != IMPLEMENTATION
+    }
+    entries = {id(module): (layer, observer) for layer, module in places.items()}
     try:
-        for config in configs.values():
-            config._experts_implementation_internal = IMPLEMENTATION
+        for i in replaced:
+            configs[i]._experts_implementation_internal = IMPLEMENTATION
+        for module, entry in entries.items():
+            _observers.setdefault(module, []).append(entry)
         yield
     finally:
-        for i, implementation in before.items():
+        for module, entry in entries.items():
+            _observers[module].remove(entry)
+            if not _observers[module]:
+                del _observers[module]
+        for i, implementation in replaced.items():
             configs[i]._experts_implementation_internal = implementation
-        for module in places.values():
-            _watched.pop(id(module), None)

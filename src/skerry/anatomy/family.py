@@ -1,6 +1,7 @@
 """What one architecture calls its places: a declaration, no code that runs a model.
 
-Paths are relative to a block; a path that begins with "/" is relative to the whole model. A part may name several candidates:
+Paths are relative to a block; a path that begins with "/" is relative to the model without its head, one that begins with "//" to the
+whole model. A part may name several candidates:
 the first one that the block has is used (dense and expert layers of one model, optional norms).
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from skerry.anatomy.splits import Split
+from skerry.anatomy.splits import Dims, Split
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Matrix:
     """How to read a parameter.
 
     Attributes:
-        path: Parameter, e.g. `self_attn.q_proj.weight`.
+        path: Parameter, e.g. `self_attn.q_proj.weight`. A `*` stands for all modules of a list, one behind the other.
         split: Piece of a fused projection, along its outputs.
         transposed: Stored [in, out] (Conv1D and some experts) instead of [out, in].
         experts: The parameter has a leading axis of experts.
@@ -70,7 +71,7 @@ class Family:
         attention: Path of the module that computes scores and softmax; None without attention.
         experts: Path of the module that holds routed experts, if any block has one.
         shared_expert: Path of an expert that every token passes; it counts behind the routed experts.
-        is_causal: Whether a query sees only earlier keys (what the config says is used when None).
+        dims: Corrects the widths for a config, where they cannot be read under the usual names.
         adapt: Changes the declaration for a config (post-norm variants, fused variants).
     """
 
@@ -84,6 +85,7 @@ class Family:
     attention: str | None = None
     experts: str | None = None
     shared_expert: str | None = None
+    dims: Callable[[Dims, Any], Dims] | None = field(default=None, compare=False)
     adapt: Callable[[Family, Any], Family] | None = field(default=None, compare=False)
 
     def for_config(self, config: Any) -> Family:

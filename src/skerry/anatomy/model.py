@@ -24,11 +24,12 @@ class BoundTap:
 
 @dataclass(frozen=True)
 class BoundMatrix:
-    """A parameter of one model, with the way to read it."""
+    """A parameter of one model, with the way to read it; `more` are parameters of the same matrix that continue its rows."""
 
     parameter: Tensor
     matrix: Matrix
     expert: int | None = None
+    more: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -87,7 +88,9 @@ class Anatomy:
     def weight(self, site: Site) -> Tensor:
         """The parameter at a weight site, [row, column] = [output, input]; norms and sinks are vectors. A view where possible."""
         bound = self.matrices[site]
-        return read_matrix(bound.parameter, bound.matrix, self.dims, bound.expert)
+        parameter = torch.cat([bound.parameter, *bound.more]) if bound.more else bound.parameter
+        w = read_matrix(parameter, bound.matrix, self.dims, bound.expert)
+        return w.reshape(-1) if site.part.startswith("norm.") else w
 
     def __repr__(self) -> str:
         return (
@@ -133,6 +136,8 @@ def find_trunk(model: nn.Module) -> nn.Module:
 def bind(model: nn.Module, family: Family, dims: Dims, blocks: Sequence[nn.Module]) -> Anatomy:
     """Bind a declaration to a model: every place that exists gets its module, every place that does not is left out."""
     trunk = find_trunk(model)
+    if family.dims is not None:
+        dims = family.dims(dims, text_config(model.config))
     anatomy = Anatomy(model, trunk, family.name, dims, taps={}, matrices={}, attention={}, experts={})
     for layer, block in enumerate(blocks):
         _bind_block(anatomy, family, layer, block)
@@ -183,12 +188,19 @@ def _bind_matrix(
 ) -> None:
     for matrix in _candidates(candidates):
         start = anatomy.model if matrix.path.startswith("//") else root
-        parameter = get(start, matrix.path.lstrip("/"))
-        if isinstance(parameter, Tensor):
-            experts = range(parameter.shape[0]) if matrix.experts else [None]
+        found = _parameters(start, matrix.path.lstrip("/"))
+        if found:
+            experts = range(found[0].shape[0]) if matrix.experts else [None]
             for expert in experts:
-                anatomy.matrices[site._replace(expert=expert)] = BoundMatrix(parameter, matrix, expert)
+                bound = BoundMatrix(found[0], matrix, expert, more=tuple(found[1:]))
+                anatomy.matrices[site._replace(expert=expert)] = bound
             return
+
+
+def _parameters(root: nn.Module, path: str) -> list[Tensor]:
+    before, star, after = path.partition(".*.")
+    places = [get(root, path)] if not star else [get(m, after) for m in get(root, before) or ()]
+    return [p for p in places if isinstance(p, Tensor)]
 
 
 def _candidates(place: Any) -> Iterable[Any]:
@@ -201,8 +213,15 @@ def _drop_tied(anatomy: Anatomy) -> None:
         del anatomy.matrices[Site(None, "w.head")]
 
 
+def text_config(config: Any) -> Any:
+    """The configuration of the text model: a part of a multi-modal model's, else the configuration itself."""
+    part = getattr(config, "get_text_config", None)
+    return config if part is None else part()
+
+
 def dims_of(model: nn.Module, config: Any, blocks: Sequence[nn.Module]) -> Dims:
     """Widths from the configuration; families with other names map them through transformers' attribute map."""
+    config = text_config(config)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     hidden = int(config.hidden_size)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)

@@ -69,12 +69,23 @@ WEIGHT_PARTS: dict[str, Part] = {
     "w.v": Part("row column", "value projection, [kv_head*channel, channel]"),
     "w.o": Part("row column", "output projection, [channel, head*channel]"),
     "w.router": Part("row column", "router, [expert, channel]"),
+    "w.router.shared": Part("row column", "gate of the expert that every token passes, [1, channel]"),
     "w.gate": Part("row column", "gate projection, [neuron, channel]"),
     "w.up": Part("row column", "up projection, [neuron, channel]"),
     "w.down": Part("row column", "down projection, [channel, neuron]"),
     "w.sink": Part("head", "learned sink logits, one per head"),
     "w.embed": Part("row column", "token embedding, [token id, channel]; has no layer"),
+    "w.embed.project": Part(
+        "row column", "projection from a narrower embedding to the residual; has no layer; rare"
+    ),
     "w.position": Part("row column", "learned position embedding, [position, channel]; has no layer"),
+    "w.position.relative": Part(
+        "row column", "learned distance biases of the logits, [distance, head]; has no layer; rare"
+    ),
+    "w.type": Part("row column", "token-type embedding, [type, channel]; has no layer"),
+    "w.head.project": Part(
+        "row column", "projection from the residual to a narrower head; has no layer; rare"
+    ),
     "w.head": Part(
         "row column", "language-model head, [token id, channel]; has no layer; absent when tied to w.embed"
     ),
@@ -86,14 +97,19 @@ WEIGHT_PARTS: dict[str, Part] = {
     "norm.mlp.resid": Part(
         "channel", "post-norm blocks: gain of the norm on the residual after the feed-forward"
     ),
-    "norm.q": Part("channel", "gain of the query norm"),
-    "norm.k": Part("channel", "gain of the key norm"),
+    "norm.q": Part(
+        "channel", "gain of the query norm, one head's channels or, where heads differ, head*channel"
+    ),
+    "norm.k": Part(
+        "channel", "gain of the key norm, one head's channels or, where heads differ, kv_head*channel"
+    ),
     "norm.embed": Part("channel", "gain of the norm on the embedding; has no layer"),
     "norm.final": Part("channel", "gain of the norm before the head; has no layer"),
 }
 # A norm that has a bias has a second site: the part with ".bias" behind it.
 NORM_BIAS = ".bias"
 STREAMED = ("attn.logits", "attn.probs")
+_BEFORE_BLOCKS = ("w.embed", "w.position", "w.type", "norm.embed")
 RESIDUAL = ("resid.in", "resid.mid", "resid.out")
 
 _ORDER = {part: i for i, part in enumerate([*ACTIVATION_PARTS, *WEIGHT_PARTS])}
@@ -124,7 +140,7 @@ class Site(NamedTuple):
     def _key(self) -> tuple[int, int, str, int]:
         layer = self.layer
         if layer is None:  # the embedding comes before the blocks, the head after them
-            layer = -1 if "embed" in self.part or "position" in self.part else 1_000_000
+            layer = -1 if self.part.startswith(_BEFORE_BLOCKS) else 1_000_000
         return layer, _rank(self.part), self.part, -1 if self.expert is None else self.expert
 
     def __lt__(self, other: tuple[object, ...]) -> bool:

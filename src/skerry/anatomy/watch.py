@@ -12,10 +12,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from skerry.anatomy.attention import AttentionView, Observer, observe_attention
+from skerry.anatomy.attention import (
+    AttentionView,
+    Observer,
+    naive_logits,
+    naive_probs,
+    observe_attention,
+    uses_interface,
+)
 from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.family import Tap
-from skerry.anatomy.model import Anatomy
+from skerry.anatomy.model import Anatomy, run, text_config
 from skerry.anatomy.sites import Site
 
 OnActivation = Callable[[Site, Tensor, Tensor | None], None]
@@ -119,7 +126,7 @@ def _watch_experts(anatomy: Anatomy, wanted: set[str] | None, show: OnActivation
 
 @contextmanager
 def _watch_attention(anatomy: Anatomy, show: Observer) -> Iterator[None]:
-    """Adds the values, from attn.v, where the architecture shows only logits."""
+    """Adds the values, from attn.v, where the architecture shows only logits; takes back an expansion of grouped keys."""
     values: dict[int, Tensor] = {}
     dims = anatomy.dims
 
@@ -134,9 +141,14 @@ def _watch_attention(anatomy: Anatomy, show: Observer) -> Iterator[None]:
 
     def deliver(view: AttentionView) -> None:
         value = values.pop(view.layer, None)
-        show(view if view.value is not None or value is None else replace(view, value=value))
+        if view.value is None:
+            show(view if value is None else replace(view, value=value))
+        else:
+            show(replace(view, key=grouped(view.key), value=grouped(view.value)))
 
-    from skerry.anatomy.attention import uses_interface
+    def grouped(x: Tensor | None) -> Tensor | None:
+        expanded = x is not None and x.shape[1] == dims.num_heads > dims.num_kv_heads > 0
+        return x[:, :: dims.num_heads // dims.num_kv_heads] if expanded and x is not None else x
 
     with ExitStack() as stack:
         if not uses_interface(anatomy.model):
@@ -145,9 +157,13 @@ def _watch_attention(anatomy: Anatomy, show: Observer) -> Iterator[None]:
                 if bound is not None:
                     handle = bound.module.register_forward_hook(keep(layer, bound.tap))
                     stack.callback(handle.remove)
-        stack.enter_context(observe_attention(anatomy.model, anatomy.attention, deliver))
-        yield
-        values.clear()
+        stack.enter_context(
+            observe_attention(anatomy.model, anatomy.attention, deliver, num_heads=dims.num_heads)
+        )
+        try:
+            yield
+        finally:
+            values.clear()
 
 
 def capture(
@@ -160,9 +176,6 @@ def capture(
 
     For looking and for tests; a scan never keeps a tensor. Expert sites hold only the tokens routed to them.
     """
-    from skerry.anatomy.attention import naive_logits, naive_probs
-    from skerry.anatomy.model import run
-
     found: dict[Site, Tensor] = {}
     wanted = None if parts is None else set(parts)
 
@@ -189,9 +202,7 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
 
     Tensors are kept alive during the probe, so that equal addresses mean equal tensors and not reused memory.
     """
-    from skerry.anatomy.model import run
-
-    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Site] = {}
+    seen: dict[tuple[Any, ...], Site] = {}
     alive: list[Tensor] = []
     fired: set[Site] = set()
     same: dict[Site, Site] = {}
@@ -201,15 +212,15 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
         if rows is not None:
             return
         alive.append(x)
-        key = (x.data_ptr(), tuple(x.shape), tuple(x.stride()))
+        # The version tells a tensor from what an in-place operation made of it later.
+        version = None if x.is_inference() else x._version
+        key = (x.data_ptr(), tuple(x.shape), tuple(x.stride()), version)
         first = seen.setdefault(key, site)
         if first != site:
             same[site] = first
 
-    vocab = int(getattr(anatomy.config, "vocab_size", 0) or 100)
-    ids = torch.arange(num_tokens).remainder(max(vocab, 1)).reshape(1, -1)
     with watch(anatomy, on_activation=look):
-        run(anatomy, ids)
+        run(anatomy, _trial_ids(anatomy.config, num_tokens))
     silent = [s for s in anatomy.taps if s not in fired]
     for site in silent:
         del anatomy.taps[site]
@@ -219,3 +230,11 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
             *anatomy.unplaced,
             *(f"{site} did not fire in a trial forward" for site in silent),
         )
+
+
+def _trial_ids(config: Any, num_tokens: int) -> Int[Tensor, "sample position"]:
+    """Some ids of the vocabulary without the padding's, which models skip or warn of."""
+    text = text_config(config)
+    vocab = int(getattr(text, "vocab_size", 0) or 100)
+    ids = [i for i in range(min(vocab, num_tokens + 1)) if i != getattr(text, "pad_token_id", None)]
+    return torch.tensor([ids[i % len(ids)] for i in range(num_tokens)]).reshape(1, -1)

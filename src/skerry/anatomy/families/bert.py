@@ -30,13 +30,15 @@ FAMILY = Family(
             }
         ),
         **_MLP_WEIGHTS,
-        **norm("norm.attn.resid", "attention.output.LayerNorm", bias=True),
-        **norm("norm.mlp.resid", "output.LayerNorm", bias=True),
+        **norm("norm.attn.resid", "attention.output.LayerNorm"),
+        **norm("norm.mlp.resid", "output.LayerNorm"),
     },
     outer={
         "w.embed": Matrix("/embeddings.word_embeddings.weight"),
         "w.position": Matrix("/embeddings.position_embeddings.weight"),
-        **norm("norm.embed", "/embeddings.LayerNorm", bias=True),
+        "w.type": Matrix("/embeddings.token_type_embeddings.weight"),
+        "w.head": Matrix("//cls.predictions.decoder.weight"),
+        **norm("norm.embed", "/embeddings.LayerNorm"),
     },
     attention="attention.self",
 )
