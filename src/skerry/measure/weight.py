@@ -20,9 +20,11 @@ from skerry.measure.accumulator import Columns, check_same, pack, prefixed, unpa
 from skerry.measure.foremost import Foremost
 from skerry.measure.moments import Moments
 from skerry.measure.sketch import QuantileSketch
+from skerry.measure.weight_fused import read_fused
 from skerry.measure.weight_reading import LineReading, MatrixReading, read_plain
 
-ROW_TILE = 128
+ROW_TILE = 1024
+"""Chunks of rows begin at multiples of this; float32 sums inside the kernel then never depend on the chunks."""
 NUM_NONFINITE_KEPT = 16
 
 
@@ -59,7 +61,10 @@ class Lines:
     def add(self, reading: LineReading, at: slice) -> None:
         """Take in more of the lines `at`."""
         part = Moments(self.moments.count[at], self.moments.sums[:, at])
-        part.merge(reading.moments)
+        if part.count.any():
+            part.merge(reading.moments)
+        else:
+            part.count[...], part.sums[...] = reading.moments.count, reading.moments.sums
         np.minimum(self.range[0, at], reading.low, out=self.range[0, at])
         np.maximum(self.range[1, at], reading.high, out=self.range[1, at])
         self.abs_sum[at] += reading.abs_sum
@@ -135,13 +140,9 @@ class WeightStats:
         if first_row % ROW_TILE:
             raise MergeMismatch(f"a chunk of rows begins at a multiple of {ROW_TILE}, not at row {first_row}")
         if w.numel():
-            r = read_plain(
-                w.detach(),
-                bar=self.largest.bar(),
-                top_k=self.largest.limit,
-                nonfinite_k=NUM_NONFINITE_KEPT,
-                every=_every(num_rows * num_columns),
-            )
+            ask = {"top_k": self.largest.limit, "nonfinite_k": NUM_NONFINITE_KEPT, "every": _every(num_rows * num_columns)}
+            fused = read_fused(w.detach(), first_row, bar=self.largest.bar(), **ask)
+            r = fused or read_plain(w.detach(), bar=self.largest.bar(), **ask)
             self._take(r, first_row, slice(first_row, first_row + w.shape[0]))
 
     def _take(self, r: MatrixReading, first_row: int, at: slice) -> None:

@@ -6,6 +6,7 @@
 #define SKERRY_COMMON_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX512F__)
