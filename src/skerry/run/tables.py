@@ -29,11 +29,15 @@ _PLACE = {
 HIGH_RATIOS = (3, 5, 10, 20, 50, 100)
 MASSIVE_RATIOS = (4, 8, 16, 64, 256)
 _HIGH = {
-    f"high_{r}": Column(_L, f"samples in which the channel's largest |x| is >= {r} x the channel median of that sample")
+    f"high_{r}": Column(
+        _L, f"samples in which the channel's largest |x| is >= {r} x the channel median of that sample"
+    )
     for r in HIGH_RATIOS
 }
 _MASSIVE = {
-    f"massive_{r}": Column(_L, f"places whose largest |x| is >= {r} x the median over the places of that sample")
+    f"massive_{r}": Column(
+        _L, f"places whose largest |x| is >= {r} x the median over the places of that sample"
+    )
     for r in MASSIVE_RATIOS
 }
 
@@ -54,10 +58,21 @@ TABLES: dict[str, dict[str, Column]] = {
         "mean": Column(_F, "mean of all values"),
         "rms": Column(_F, "root of the mean square of all values"),
         "kurtosis": Column(_F, "pooled m4 / m2^2 of all values about their mean; 3 for a Gaussian"),
-        "kurtosis_channels": Column(_F, "mean_j s_j^2 / (mean_j s_j)^2, s_j the mean square of channel j (He et al. 2405.19279); 1..width"),
-        "kurtosis_oft": Column(_F, "m4 / s^4 per sample, averaged over samples (Bondarenko et al. 2306.12929)"),
-        "kurtosis_osp": Column(_F, "mean over tokens of max(0, mean x^4 / var^2 - 3), x not centred (Park et al. 2506.19697), full context"),
-        "max_to_median_token": Column(_F, "max|x| / median|x| of a token, averaged over tokens (He et al.: MMR); null where not measured"),
+        "kurtosis_channels": Column(
+            _F,
+            "mean_j s_j^2 / (mean_j s_j)^2, s_j the mean square of channel j (He et al. 2405.19279); 1..width",
+        ),
+        "kurtosis_oft": Column(
+            _F, "m4 / s^4 per sample, averaged over samples (Bondarenko et al. 2306.12929)"
+        ),
+        "kurtosis_osp": Column(
+            _F,
+            "mean over tokens of max(0, mean x^4 / var^2 - 3), x not centred (Park et al. 2506.19697), full context",
+        ),
+        "max_to_median_token": Column(
+            _F,
+            "max|x| / median|x| of a token, averaged over tokens (He et al.: MMR); null where not measured",
+        ),
         "max_inf_norm": Column(_F, "largest |x| of a sample, averaged over samples (Bondarenko et al.)"),
         "zero": Column(_F, "share of exact zeros"),
         "near_zero": Column(_F, "share of values below 0.1 x the RMS of their token"),
@@ -78,7 +93,9 @@ TABLES: dict[str, dict[str, Column]] = {
         "zero": Column(_F, "share of exact zeros"),
         "near_zero": Column(_F, "share of values below 0.1 x the RMS of their token"),
         "num_nonfinite": Column(_L, "NaN and infinite values"),
-        "top": Column(_L, "samples in which the channel is among the top_k channels of its site by largest |x|"),
+        "top": Column(
+            _L, "samples in which the channel is among the top_k channels of its site by largest |x|"
+        ),
         "top_k": Column(_I, "how many channels count as top: max(1, width / 100)"),
         "positive": Column(_L, "samples in which the value of largest |x| is positive"),
         "abs_max_mean": Column(_F, "mean over samples of the channel's largest |x|"),
@@ -155,7 +172,9 @@ TABLES: dict[str, dict[str, Column]] = {
         "num_samples": Column(_L, "inputs in which it occurs"),
         "received": Column(_F, "mean over heads of the weight received, summed over occurrences"),
         "exposure": Column(_F, "query rows that could see it, summed over occurrences"),
-        "sink_heads": Column(_F, "mean over occurrences of the share of heads with received / exposure > 0.3"),
+        "sink_heads": Column(
+            _F, "mean over occurrences of the share of heads with received / exposure > 0.3"
+        ),
     },
     "matrices": {
         **_PLACE,
@@ -199,6 +218,4 @@ TABLES: dict[str, dict[str, Column]] = {
 
 def schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, meanings attached as field metadata."""
-    return pa.schema(
-        [pa.field(n, c.type, metadata={"meaning": c.meaning}) for n, c in TABLES[name].items()]
-    )
+    return pa.schema([pa.field(n, c.type, metadata={"meaning": c.meaning}) for n, c in TABLES[name].items()])
