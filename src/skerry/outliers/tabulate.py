@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from skerry.anatomy import Anatomy, Site
+from skerry.anatomy import Site
 from skerry.measure import WeightResult
 from skerry.measure.meter import Meter
-from skerry.run.tables import TABLES, schema
+from skerry.run.tables import schema
 
 TokenText = Callable[[Sequence[int]], list[str | None]]
 
@@ -48,7 +48,9 @@ class Collector:
 
     def table(self) -> pa.Table:
         """All rows so far."""
-        return pa.concat_tables(self.parts).combine_chunks() if self.parts else schema(self.name).empty_table()
+        return (
+            pa.concat_tables(self.parts).combine_chunks() if self.parts else schema(self.name).empty_table()
+        )
 
 
 def _arrow(values: np.ndarray, kind: pa.DataType) -> pa.Array:
@@ -77,7 +79,10 @@ def activation_tables(meter: Meter, text: TokenText = no_text) -> dict[str, pa.T
         tables["sites"].add(_place(site), result.site)
     for site, other in sorted(meter.anatomy.same_as.items()):
         if other in meter.activations and (meter.parts is None or site.part in meter.parts):
-            tables["sites"].add({**_place(site), "same_as": str(other)}, {"num_channels": meter.activations[other].num_channels})
+            tables["sites"].add(
+                {**_place(site), "same_as": str(other)},
+                {"num_channels": meter.activations[other].num_channels},
+            )
     for layer in sorted(meter.attentions):
         result = meter.attentions[layer].result()
         for name in ("heads", "keys", "key_tokens"):
@@ -87,19 +92,14 @@ def activation_tables(meter: Meter, text: TokenText = no_text) -> dict[str, pa.T
 
 def weight_tables(results: Iterable[tuple[Site, WeightResult]]) -> dict[str, pa.Table]:
     """Tables of the parameters."""
-    names = ("matrices", "lines", "entries", "nonfinite")
+    names = ("matrices", "lines", "entries", "nonfinite_weights")
     tables = {name: Collector(name) for name in names}
     for site, result in results:
         tables["matrices"].add(_place(site), result.matrix)
-        for name in ("lines", "entries", "nonfinite"):
-            tables[name].add(_place(site), getattr(result, name))
+        tables["lines"].add(_place(site), result.lines)
+        tables["entries"].add(_place(site), result.entries)
+        tables["nonfinite_weights"].add(_place(site), result.nonfinite)
     return {name: collector.table() for name, collector in tables.items()}
-
-
-def check_tables(tables: Mapping[str, pa.Table]) -> None:
-    """Assert that every table has the schema that run/tables.py documents."""
-    for name, table in tables.items():
-        assert table.schema.names == list(TABLES[name]), name
 
 
 def token_texts(tokenizer: Any) -> TokenText:
@@ -126,8 +126,3 @@ def readable(token: str) -> str:
     for marker, character in _BYTE_LEVEL.items():
         token = token.replace(marker, character)
     return token
-
-
-def same_tensor(anatomy: Anatomy, site: Site) -> Site:
-    """The site whose numbers stand for this one."""
-    return anatomy.same_as.get(site, site)

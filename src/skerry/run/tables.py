@@ -216,6 +216,10 @@ TABLES: dict[str, dict[str, Column]] = {
 }
 
 
+# Weights are a stage of their own, so their table is; the columns are the same.
+TABLES["nonfinite_weights"] = TABLES["nonfinite"]
+
+
 def schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, meanings attached as field metadata."""
     return pa.schema([pa.field(n, c.type, metadata={"meaning": c.meaning}) for n, c in TABLES[name].items()])
