@@ -205,6 +205,8 @@ def tiny(
     config = config_of(name, **overrides)
     kind = transformers.AutoModel if headless else getattr(transformers, _ZOO[name][0])
     kwargs = {} if attention is None else {"attn_implementation": attention}
+    if dtype == torch.float64 and name in ROUTED:
+        kwargs["experts_implementation"] = "eager"  # transformers' grouped product has no float64
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -219,7 +219,7 @@ def text_config(config: Any) -> Any:
     return config if part is None else part()
 
 
-def dims_of(model: nn.Module, config: Any, blocks: Sequence[nn.Module]) -> Dims:
+def dims_of(model: nn.Module, config: Any, blocks: Sequence[nn.Module] | nn.ModuleList) -> Dims:
     """Widths from the configuration; families with other names map them through transformers' attribute map."""
     config = text_config(config)
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
