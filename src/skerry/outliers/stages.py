@@ -61,12 +61,18 @@ def read_activations(
     run.finish("activations", key, tables=tables, seconds=time.perf_counter() - start)
 
 
-def read_weights(run: Run, key: str, anatomy: Anatomy, *, parts: Sequence[str] | None, progress: Progress) -> None:
+def read_weights(
+    run: Run, key: str, anatomy: Anatomy, *, parts: Sequence[str] | None, progress: Progress
+) -> None:
     """Stage `weights`: every parameter once."""
     if run.finished("weights", key):
         return
     start = time.perf_counter()
-    sites = [s for s in anatomy.weight_sites if parts is None or s.part in parts or s.part.removesuffix(".bias") in parts]
+    sites = [
+        s
+        for s in anatomy.weight_sites
+        if parts is None or s.part in parts or s.part.removesuffix(".bias") in parts
+    ]
     progress.start("reading weights", len(sites), "matrix")
     results = []
     for site in sites:

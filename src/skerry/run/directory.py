@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,25 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @contextmanager
+    def writing(self) -> Iterator[Run]:
+        """Hold the lock for a moment, for a run that was opened for reading or is already closed.
+
+        Raises:
+            RunExists: Another process is writing the run.
+        """
+        if self._lock is not None:
+            yield self
+            return
+        lock = Lock(self.path)
+        lock.acquire()
+        self._lock = lock
+        try:
+            self.record = _read_record(self.path / POINTER)
+            yield self
+        finally:
+            self.close()
 
     def __enter__(self) -> Run:
         return self
