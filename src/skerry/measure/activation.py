@@ -121,7 +121,7 @@ class ActivationStats:
             return
         fused = read_fused(self, x, at)
         if fused is not None:
-            self.sketch.add(fused.histogram)
+            self.sketch.add(fused.histogram, fused.first)
             self._locate(fused.largest, fused.nonfinite, at)
             if self.tokens is not None:
                 self.tokens.add(at, fused.abs_max, fused.square)

@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from skerry.measure.fused import DTYPES, MAX_LIST, is_readable, pointer, scratch, structure
+from skerry.measure.fused import (
+    DTYPES,
+    MAX_LIST,
+    histogram_room,
+    is_readable,
+    pointer,
+    scratch,
+    structure,
+    tables,
+)
 from skerry.measure.kernels import library
 from skerry.measure.places import Places
 from skerry.measure.sketch import NUM_BUCKETS
@@ -22,7 +31,7 @@ _Arguments = structure(
     """*x row_stride num_channels num_places num_samples *row *start *sample *position
     dtype num_threads top_k nonfinite_k num_top want_median every %bar
     *count *sums *range *value_counts *per_sample *abs_max_sum *totals *counts
-    *histogram *abs_max *square *value *value_place *value_channel *num_values
+    *histogram *used *tables *abs_max *square *value *value_place *value_channel *num_values
     *nonfinite_kind *nonfinite_place *nonfinite_channel *num_nonfinite *scratch""",
 )
 
@@ -33,7 +42,8 @@ class FusedReading(NamedTuple):
     Attributes:
         abs_max: float32 [place], largest |x| of each token.
         square: float64 [place], sum of squares of each token.
-        histogram: int64 [bucket].
+        histogram: int64 [bucket], from bucket `first` on; overwritten by the next call.
+        first: Number of its first bucket.
         largest: value, place, channel.
         nonfinite: kind, place, channel.
     """
@@ -41,6 +51,7 @@ class FusedReading(NamedTuple):
     abs_max: np.ndarray
     square: np.ndarray
     histogram: np.ndarray
+    first: int
     largest: tuple[np.ndarray, np.ndarray, np.ndarray]
     nonfinite: tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -55,7 +66,8 @@ def read_fused(stats: ActivationStats, x: Float[Tensor, "row channel"], at: Plac
         return None
     room = _Room(len(at), stats.top_k, stats.nonfinite.limit)
     arguments = _arguments(stats, x, at, room)
-    arguments.num_threads = kernels.threads(work)
+    threads = arguments.num_threads = kernels.threads(work)
+    arguments.tables = tables(threads * 2 * 4 * NUM_BUCKETS)
     functions = kernels.functions
     functions.skerry_activation_scratch.restype = ctypes.c_int64
     arguments.scratch = scratch(functions.skerry_activation_scratch(ctypes.byref(arguments)))
@@ -69,19 +81,20 @@ class _Room:
     def __init__(self, num_places: int, top_k: int, nonfinite_k: int) -> None:
         self.abs_max = np.empty(num_places, np.float32)
         self.square = np.empty(num_places)
-        self.histogram = np.zeros(NUM_BUCKETS, np.int64)
+        self.histogram = histogram_room()
         self.value = np.empty(top_k)
         self.places = np.empty((2, top_k), np.int64)
         self.missing = np.empty((3, nonfinite_k), np.int64)
-        self.nums = np.zeros(2, np.int64)
+        self.nums = np.zeros(4, np.int64)
 
     def reading(self) -> FusedReading:
         """The arrays, cut to what was written."""
-        num, num_missing = self.nums
+        num, num_missing, first, end = self.nums.tolist()
         return FusedReading(
             self.abs_max,
             self.square,
-            self.histogram,
+            self.histogram[first:end],
+            first,
             (self.value[:num], self.places[0, :num], self.places[1, :num]),
             (self.missing[0, :num_missing], self.missing[1, :num_missing], self.missing[2, :num_missing]),
         )
@@ -114,6 +127,7 @@ def _arguments(stats: ActivationStats, x: Tensor, at: Places, room: _Room) -> ct
         totals=pointer(stats.totals),
         counts=pointer(stats.counts),
         histogram=pointer(room.histogram),
+        used=pointer(room.nums) + 16,
         abs_max=pointer(room.abs_max),
         square=pointer(room.square),
         value=pointer(room.value),
@@ -123,5 +137,5 @@ def _arguments(stats: ActivationStats, x: Tensor, at: Places, room: _Room) -> ct
         nonfinite_kind=pointer(room.missing[0]),
         nonfinite_place=pointer(room.missing[1]),
         nonfinite_channel=pointer(room.missing[2]),
-        num_nonfinite=pointer(room.nums[1:]),
+        num_nonfinite=pointer(room.nums) + 8,
     )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skerry.measure.sketch import NUM_BUCKETS
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Types that the kernels read; numbers as in kernels/common.h."""
 MAX_LIST = 256
@@ -25,12 +27,28 @@ def scratch(size: int) -> int:
     room = getattr(_local, "room", None)
     if room is None or room.nbytes < size:
         room = _local.room = np.empty(size + size // 4, np.uint8)
-    return int(room.ctypes.data)
+    return pointer(room)
 
 
-def pointer(array: np.ndarray | None) -> int:
-    """Address of an array's memory; 0 for None."""
-    return 0 if array is None else int(array.ctypes.data)
+def tables(size: int) -> int:
+    """Address of `size` bytes that are zero; the kernels leave them so. One block for each Python thread, kept for the next call."""
+    room = getattr(_local, "tables", None)
+    if room is None or room.nbytes < size:
+        room = _local.tables = np.zeros(size, np.uint8)
+    return pointer(room)
+
+
+def histogram_room() -> np.ndarray:
+    """int64 [bucket], overwritten by every call of a kernel on this Python thread."""
+    room = getattr(_local, "histogram", None)
+    if room is None:
+        room = _local.histogram = np.zeros(NUM_BUCKETS, np.int64)
+    return room
+
+
+def pointer(array: np.ndarray) -> int:
+    """Address of an array's memory."""
+    return int(array.__array_interface__["data"][0])
 
 
 def structure(name: str, fields: str) -> type[ctypes.Structure]:

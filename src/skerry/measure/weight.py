@@ -1,7 +1,7 @@
 """One matrix: its rows, its columns, its largest entries, its median, in one reading.
 
 A vector (a norm's gain) is a matrix of one row. Rows may come in chunks and in any order, and partial results add up; a chunk begins
-at a multiple of ROW_TILE rows. The median is a sketch (1 %); in matrices of more than 2^20 entries it reads one 16 x 16 tile in eight.
+at a multiple of ROW_TILE rows. The median is a sketch (1 %); in large matrices it reads one 16 x 16 tile in up to sixteen.
 Any view with stride 1 along one axis is read in place; so a transposed matrix costs no copy.
 """
 
@@ -140,7 +140,11 @@ class WeightStats:
         if first_row % ROW_TILE:
             raise MergeMismatch(f"a chunk of rows begins at a multiple of {ROW_TILE}, not at row {first_row}")
         if w.numel():
-            ask = {"top_k": self.largest.limit, "nonfinite_k": NUM_NONFINITE_KEPT, "every": _every(num_rows * num_columns)}
+            ask = {
+                "top_k": self.largest.limit,
+                "nonfinite_k": NUM_NONFINITE_KEPT,
+                "every": _every(num_rows * num_columns),
+            }
             fused = read_fused(w.detach(), first_row, bar=self.largest.bar(), **ask)
             r = fused or read_plain(w.detach(), bar=self.largest.bar(), **ask)
             self._take(r, first_row, slice(first_row, first_row + w.shape[0]))
@@ -149,7 +153,7 @@ class WeightStats:
         self.rows.add(r.rows, at)
         self.columns.add(r.columns, slice(None))
         self.counts += r.counts
-        self.sketch.add(r.histogram)
+        self.sketch.add(r.histogram, r.first)
         value, row, column = r.largest
         self.largest.add(value=value, row=row + first_row, column=column)
         kind, row, column = r.nonfinite
@@ -256,7 +260,8 @@ def weight_stats(w: Float[Tensor, "..."], *, top_k: int = 64) -> WeightStats:
 
 
 def _every(numel: int) -> int:
-    return 8 if numel > 1 << 20 else 1
+    """One tile in how many the sketch reads, so that at least 2^17 entries are read: their median is within 0.3 % of the true one."""
+    return max(1, min(16, numel >> 17))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from skerry.measure.fused import DTYPES, MAX_LIST, is_readable, pointer, scratch, structure
+from skerry.measure.fused import (
+    DTYPES,
+    MAX_LIST,
+    histogram_room,
+    is_readable,
+    pointer,
+    scratch,
+    structure,
+    tables,
+)
 from skerry.measure.kernels import library
 from skerry.measure.moments import Moments
 from skerry.measure.sketch import NUM_BUCKETS
@@ -19,26 +28,27 @@ _Arguments = structure(
     "Weight",
     """*w stride num_lines length dtype num_threads top_k nonfinite_k every turn %bar
     *line_count *line_sums *line_range *line_abs *place_count *place_sums *place_range *place_abs
-    *counts *histogram *value *value_line *value_place *num_values
+    *counts *histogram *used *tables *value *value_line *value_place *num_values
     *nonfinite_kind *nonfinite_line *nonfinite_place *num_nonfinite *scratch""",
 )
 
 
 class _Series:
-    """Where the kernel writes the statistics of lines, or of places."""
+    """Where the kernel writes the statistics of lines, or of places: one block of memory."""
 
     def __init__(self, num: int) -> None:
-        self.moments = Moments.zeros(num)
-        self.range = np.repeat([[np.inf], [-np.inf]], num, axis=1)
-        self.abs_sum = np.zeros(num)
+        self.block = np.zeros((8, num))
+        self.block[5], self.block[6] = np.inf, -np.inf
 
     def pointers(self, name: str) -> dict[str, int]:
-        m = self.moments
-        arrays = {"count": m.count, "sums": m.sums, "range": self.range, "abs": self.abs_sum}
-        return {f"{name}_{key}": pointer(array) for key, array in arrays.items()}
+        first, row = pointer(self.block), self.block.strides[0]
+        return {
+            f"{name}_{k}": first + i * row for k, i in (("count", 0), ("sums", 1), ("range", 5), ("abs", 7))
+        }
 
     def reading(self) -> LineReading:
-        return LineReading(self.moments, self.range[0], self.range[1], self.abs_sum)
+        block = self.block
+        return LineReading(Moments(block[0].view(np.int64), block[1:5]), block[5], block[6], block[7])
 
 
 def read_fused(
@@ -53,7 +63,7 @@ def read_fused(
     if kernels is None:
         return None
     along, across = _Series(lines.shape[0]), _Series(lines.shape[1])
-    counts, histogram, nums = np.zeros(3, np.int64), np.zeros(NUM_BUCKETS, np.int64), np.zeros(2, np.int64)
+    nums, histogram, threads = np.zeros(7, np.int64), histogram_room(), kernels.threads(w.numel())
     value, at, missing = np.empty(top_k), np.empty((2, top_k), np.int64), np.empty((3, nonfinite_k), np.int64)
     arguments = _Arguments(
         w=lines.data_ptr(),
@@ -61,7 +71,7 @@ def read_fused(
         num_lines=lines.shape[0],
         length=lines.shape[1],
         dtype=DTYPES[w.dtype],
-        num_threads=kernels.threads(w.numel()),
+        num_threads=threads,
         top_k=top_k,
         nonfinite_k=nonfinite_k,
         every=every,
@@ -69,24 +79,33 @@ def read_fused(
         bar=bar,
         **along.pointers("line"),
         **across.pointers("place"),
-        counts=pointer(counts),
+        counts=pointer(nums) + 32,
         histogram=pointer(histogram),
+        used=pointer(nums) + 16,
+        tables=tables(threads * 4 * NUM_BUCKETS),
         value=pointer(value),
-        value_line=pointer(at[0]),
-        value_place=pointer(at[1]),
+        value_line=pointer(at),
+        value_place=pointer(at) + at.strides[0],
         num_values=pointer(nums),
-        nonfinite_kind=pointer(missing[0]),
-        nonfinite_line=pointer(missing[1]),
-        nonfinite_place=pointer(missing[2]),
-        num_nonfinite=pointer(nums[1:]),
+        nonfinite_kind=pointer(missing),
+        nonfinite_line=pointer(missing) + missing.strides[0],
+        nonfinite_place=pointer(missing) + 2 * missing.strides[0],
+        num_nonfinite=pointer(nums) + 8,
     )
     functions = kernels.functions
     functions.skerry_weight_scratch.restype = ctypes.c_int64
     arguments.scratch = scratch(functions.skerry_weight_scratch(ctypes.byref(arguments)))
     functions.skerry_weight_read(ctypes.byref(arguments))
-    value, at, missing = value[: nums[0]], at[:, : nums[0]], missing[:, : nums[1]]
+    num, num_missing, first, end = nums[:4].tolist()
+    value, at, missing = value[:num], at[:, :num], missing[:, :num_missing]
     if is_transposed:
         along, across, at, missing = across, along, at[::-1], missing[[0, 2, 1]]
     return MatrixReading(
-        along.reading(), across.reading(), counts, histogram, (value, at[0], at[1]), (missing[0], missing[1], missing[2])
+        rows=along.reading(),
+        columns=across.reading(),
+        counts=nums[4:],
+        histogram=histogram[first:end],
+        first=first,
+        largest=(value, at[0], at[1]),
+        nonfinite=(missing[0], missing[1], missing[2]),
     )

@@ -44,7 +44,8 @@ class MatrixReading:
         rows: One line per row read.
         columns: One line per column.
         counts: int64 [3]: exact zeros, NaN, infinite.
-        histogram: int64 [bucket] of |w|, of the sampled entries.
+        histogram: int64 [bucket] of |w|, of the sampled entries, from bucket `first` on.
+        first: Number of the histogram's first bucket.
         largest: value, row, column: at least those that can enter the list.
         nonfinite: kind (0 NaN, 1 infinite), row, column of the first ones.
     """
@@ -53,6 +54,7 @@ class MatrixReading:
     columns: LineReading
     counts: np.ndarray
     histogram: np.ndarray
+    first: int
     largest: tuple[np.ndarray, np.ndarray, np.ndarray]
     nonfinite: tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -96,6 +98,7 @@ def _read_block(w: Tensor, first: int, bar: float, top_k: int, nonfinite_k: int,
         columns=_lines(g, x, finite, 0),
         counts=np.array([int(((x == 0) & finite).sum()), num_nan, num_bad - num_nan], np.int64),
         histogram=histogram(g[sampled(g.shape[0], g.shape[1], every).to(g.device)]),
+        first=0,
         largest=(value, found[:, 0] + first, found[:, 1]),
         nonfinite=(kind, bad[:, 0].numpy() + first, bad[:, 1].numpy()),
     )
@@ -147,6 +150,7 @@ def _join(parts: list[MatrixReading]) -> MatrixReading:
         ),
         counts=np.sum([p.counts for p in parts], axis=0),
         histogram=np.sum([p.histogram for p in parts], axis=0),
+        first=0,
         largest=triple("largest"),
         nonfinite=triple("nonfinite"),
     )

@@ -32,7 +32,8 @@ typedef struct {
     double *abs_max_sum, *totals;
     int64_t *counts;
     /* of this batch */
-    int64_t *histogram;
+    int64_t *histogram, *used;
+    uint32_t *tables; /* [thread, 2, bucket], zero before and after */
     float *abs_max;
     double *square;
     double *value;
@@ -46,7 +47,7 @@ typedef struct { double osp, mmr; int64_t osp_n, mmr_n; } UnitSums;
 typedef struct {
     List largest, nonfinite;
     int64_t nans;
-    uint32_t near[2][NUM_BUCKETS], far[NUM_BUCKETS];
+    uint32_t *near, *far; /* [bucket]: sketched one vector in `every`, and all values far from zero */
 } Worker;
 typedef struct { double median; float top; int64_t top_last; float inf_norm; } SampleScale;
 
@@ -133,26 +134,6 @@ static RowSums read_row(const float *x, int64_t n) {
     return in_range ? r : careful_row(x, n);
 }
 
-INLINE void store_buckets(uint16_t *bucket, vf v) {
-    vh b = __builtin_convertvector((vu)vabs(v) >> 17, vh);
-    memcpy(bucket, &b, sizeof b);
-}
-/* Sketches one vector of the row in `every`, and which one it is moves on from token to token. Two tables, because a count that was
-   just written is slow to read; for the same reason all buckets are written before the first is read. */
-static void sketch_row(uint32_t h[2][NUM_BUCKETS], uint16_t *bucket, const float *x, int64_t n, int64_t every, int64_t token) {
-    int64_t num = 0, j = (every - token % every) % every * LANES;
-    for (; j + LANES <= n; j += every * LANES, num += LANES) store_buckets(bucket + num, load(x + j));
-    for (; j < n; j++) h[0][(float_bits(x[j]) & 0x7fffffff) >> 17]++;
-    for (int64_t i = 0; i < num; i += 8) {
-        uint64_t a, b;
-        memcpy(&a, bucket + i, 8);
-        memcpy(&b, bucket + i + 4, 8);
-        h[0][a & 0xffff]++, h[1][b & 0xffff]++;
-        h[0][(a >> 16) & 0xffff]++, h[1][(b >> 16) & 0xffff]++;
-        h[0][(a >> 32) & 0xffff]++, h[1][(b >> 32) & 0xffff]++;
-        h[0][a >> 48]++, h[1][b >> 48]++;
-    }
-}
 /* Values far from zero, found on the way down: all of them are sketched, and none twice. */
 static __attribute__((noinline)) void sketch_far(Worker *w, vf v, uint32_t lanes, int was_sketched) {
     uint16_t b[LANES];
@@ -160,7 +141,7 @@ static __attribute__((noinline)) void sketch_far(Worker *w, vf v, uint32_t lanes
     for (; lanes; lanes &= lanes - 1) {
         uint16_t bucket = b[__builtin_ctz(lanes)];
         w->far[bucket]++;
-        if (was_sketched) w->near[0][bucket]--;
+        if (was_sketched) w->near[bucket]--;
     }
 }
 
@@ -210,20 +191,11 @@ static double row_median(uint16_t *bucket, const RowSums *r, const float *x, int
     return (middle(first) + middle(second)) / 2;
 }
 
-static void offer_row(List *list, const float *x, int64_t n, float bar, int64_t sample, int64_t place) {
-    for (int64_t j = 0; j < n; j++) {
-        float size = fabsf(x[j]);
-        float least = list->num == list->limit ? list->entry[list->num - 1].size : bar;
-        if (size >= least && size >= bar && is_finite(x[j]))
-            list_add(list, (Entry){size, x[j], sample, place, j, 0});
-    }
-}
-
 /* Pass along one row; returns the limit below which its values are near zero. */
 static float along_row(const Activation *a, Worker *w, UnitSums *u, uint16_t *bucket, const float *x, int64_t sample, int64_t place) {
     int64_t n = a->num_channels;
     RowSums r = read_row(x, n);
-    sketch_row(w->near, bucket, x, n, a->every, a->sample[sample] + a->position[place]);
+    sketch_vectors(w->near, bucket, x, n, a->every, a->sample[sample] + a->position[place]);
     a->abs_max[place] = r.size;
     a->square[place] = r.square;
     double variance = (r.square - r.sum * r.sum / r.n) / (r.n - 1);
@@ -235,7 +207,7 @@ static float along_row(const Activation *a, Worker *w, UnitSums *u, uint16_t *bu
     }
     float bar = (float)a->bar;
     if (list_wants(&w->largest, r.size, bar, a->sample[sample], place))
-        offer_row(&w->largest, x, n, bar, a->sample[sample], place);
+        list_offer(&w->largest, x, n, bar, a->sample[sample], place, 0);
     return r.n > 0 ? (float)(0.1 * sqrt(r.square / r.n)) : 0;
 }
 
@@ -517,6 +489,31 @@ static void add_samples(const Activation *a, const Plan *p) {
     a->counts[SAMPLES] += a->num_samples, a->counts[TOKENS] += a->num_places;
 }
 
+/* Tables into the histogram, octave by octave; they are left clear. `used` gets the first bucket in use and the end. */
+static void drain(const Activation *a) {
+    a->used[0] = a->used[1] = 0;
+    for (int64_t first = 0; first < NUM_BUCKETS; first += 64) {
+        int is_used = 0;
+        for (int64_t t = 0; t < 2 * a->num_threads; t++) is_used |= octave_is_used(a->tables + t * NUM_BUCKETS + first);
+        if (!is_used) {
+            memset(a->histogram + first, 0, 64 * 8);
+            continue;
+        }
+        for (int64_t k = first; k < first + 64; k++) {
+            int64_t near = 0, far = 0;
+            for (int64_t t = 0; t < a->num_threads; t++) {
+                uint32_t *table = a->tables + 2 * t * NUM_BUCKETS + k;
+                near += (int32_t)table[0], far += table[NUM_BUCKETS];
+                table[0] = table[NUM_BUCKETS] = 0;
+            }
+            a->histogram[k] = near * a->every + far;
+        }
+        if (first >= FIRST_NONFINITE_BUCKET) break;
+        if (a->used[1] == 0) a->used[0] = first;
+        a->used[1] = first + 64;
+    }
+}
+
 static void join_workers(const Activation *a, const Plan *p) {
     List *largest = &p->worker[0].largest, *missing = &p->worker[0].nonfinite;
     a->counts[NANS] += p->worker[0].nans;
@@ -535,14 +532,7 @@ static void join_workers(const Activation *a, const Plan *p) {
         a->nonfinite_place[i] = missing->entry[i].b, a->nonfinite_channel[i] = missing->entry[i].c;
     }
     *a->num_values = largest->num, *a->num_nonfinite = missing->num;
-    for (int64_t k = 0; k < FIRST_NONFINITE_BUCKET; k++) {
-        int64_t near = 0, far = 0;
-        for (int64_t t = 0; t < a->num_threads; t++) {
-            const Worker *w = &p->worker[t];
-            near += (int32_t)(w->near[0][k] + w->near[1][k]), far += w->far[k];
-        }
-        a->histogram[k] = near * a->every + far;
-    }
+    drain(a);
 }
 
 void skerry_activation_read(Activation *a) {
@@ -553,7 +543,8 @@ void skerry_activation_read(Activation *a) {
         for (int64_t i = a->start[s]; i < a->start[s + 1]; i += UNIT)
             p.unit[num++] = (Unit){s, i, a->start[s + 1] - i < UNIT ? a->start[s + 1] - i : UNIT};
     for (int64_t t = 0; t < a->num_threads; t++) {
-        memset(&p.worker[t], 0, sizeof(Worker));
+        p.worker[t].largest.num = p.worker[t].nonfinite.num = 0, p.worker[t].nans = 0;
+        p.worker[t].near = a->tables + 2 * t * NUM_BUCKETS, p.worker[t].far = p.worker[t].near + NUM_BUCKETS;
         p.worker[t].largest.limit = (int32_t)a->top_k, p.worker[t].nonfinite.limit = (int32_t)a->nonfinite_k;
     }
 #pragma omp parallel num_threads((int)a->num_threads)

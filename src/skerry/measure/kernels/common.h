@@ -164,7 +164,8 @@ INLINE float value_at(const void *x, int64_t element, int dtype) {
     return out[0];
 }
 
-/* A short list in the order |value| downwards, then a, b, c upwards: the largest values with their places. */
+/* A short list of the first entries in the order |value| downwards, then a, b, c upwards: the largest values with their places. It is
+   a heap: entry 0 is the last in that order, the one that a better entry replaces. */
 typedef struct { float size, value; int64_t a, b, c, kind; } Entry;
 typedef struct { int32_t num, limit; Entry entry[MAX_LIST]; } List;
 
@@ -175,21 +176,75 @@ INLINE int before(const Entry *p, const Entry *q) {
     return p->c < q->c;
 }
 static __attribute__((unused)) void list_add(List *list, Entry e) {
+    Entry *h = list->entry;
+    int32_t i;
     if (list->limit == 0) return;
-    if (list->num == list->limit) {
-        if (!before(&e, &list->entry[list->num - 1])) return;
-        list->num--;
+    if (list->num < list->limit) {
+        for (i = list->num++; i > 0 && before(&h[(i - 1) / 2], &e); i = (i - 1) / 2) h[i] = h[(i - 1) / 2];
+        h[i] = e;
+        return;
     }
-    int32_t i = list->num++;
-    for (; i > 0 && before(&e, &list->entry[i - 1]); i--) list->entry[i] = list->entry[i - 1];
-    list->entry[i] = e;
+    if (!before(&e, &h[0])) return;
+    for (i = 0;;) {
+        int32_t child = 2 * i + 1;
+        if (child >= list->num) break;
+        if (child + 1 < list->num && before(&h[child], &h[child + 1])) child++;
+        if (!before(&e, &h[child])) break;
+        h[i] = h[child];
+        i = child;
+    }
+    h[i] = e;
+}
+/* |value| that an entry must reach to enter. */
+INLINE float list_bar(const List *list, float bar) {
+    return list->num == list->limit && list->entry[0].size > bar ? list->entry[0].size : bar;
 }
 /* Whether a row with this largest |value| can have an entry for the list. */
 INLINE int list_wants(const List *list, float size, float bar, int64_t a, int64_t b) {
     if (size < bar || list->limit == 0) return 0;
     if (list->num < list->limit) return 1;
     Entry e = {.size = size, .a = a, .b = b, .c = -1};
-    return before(&e, &list->entry[list->num - 1]);
+    return before(&e, &list->entry[0]);
+}
+/* Offers the finite entries of a piece of a row that begins at column `first`: (a, b, column), or (a, column) where b < 0. */
+static __attribute__((unused)) void list_offer(List *list, const float *x, int64_t n, float bar, int64_t a, int64_t b, int64_t first) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        vf v = load_some(x + j, n - j, 0);
+        uint32_t low = vwhere_above(list_bar(list, bar) + (vf){0}, vabs(v));
+        for (uint32_t lanes = ~low & (n - j < LANES ? (1u << (n - j)) - 1 : 0xffffu); lanes; lanes &= lanes - 1) {
+            int i = __builtin_ctz(lanes);
+            if (!is_finite(x[j + i])) continue;
+            Entry e = {fabsf(x[j + i]), x[j + i], a, b < 0 ? first + j + i : b, b < 0 ? 0 : first + j + i, 0};
+            list_add(list, e);
+        }
+    }
+}
+
+/* Counts of buckets: one table per thread, all zero between calls, so that clearing costs no more than what was used. */
+INLINE void count_buckets(uint32_t *table, const uint16_t *bucket, int64_t n) {
+    for (int64_t i = 0; i < n; i += 4) {
+        uint64_t b;
+        memcpy(&b, bucket + i, 8);
+        table[b & 0xffff]++, table[(b >> 16) & 0xffff]++, table[(b >> 32) & 0xffff]++, table[b >> 48]++;
+    }
+}
+INLINE void store_buckets(uint16_t *bucket, vf v) {
+    vh b = __builtin_convertvector((vu)vabs(v) >> 17, vh);
+    memcpy(bucket, &b, sizeof b);
+}
+/* Every `every`-th vector of a row, the first one chosen by `turn`. `bucket` has room for the row. Buckets are written before the first
+   is read: a value just stored in parts of a vector is slow to read. */
+INLINE void sketch_vectors(uint32_t *table, uint16_t *bucket, const float *x, int64_t n, int64_t every, int64_t turn) {
+    int64_t num = 0, j = (every - turn % every) % every * LANES;
+    for (; j + LANES <= n; j += every * LANES, num += LANES) store_buckets(bucket + num, load(x + j));
+    for (; j < n; j++) table[(float_bits(x[j]) & 0x7fffffff) >> 17]++;
+    count_buckets(table, bucket, num);
+}
+/* Whether any of the 64 counts of an octave is not zero. */
+INLINE int octave_is_used(const uint32_t *table) {
+    vi any = {0};
+    for (int k = 0; k < 64; k += LANES) any |= loadi((const int32_t *)table + k);
+    return vsumi((vi)(any != 0)) != 0;
 }
 
 /* Moments of 16 series. */

@@ -22,7 +22,8 @@ typedef struct {
     double *line_sums, *line_range, *line_abs;
     int64_t *place_count;
     double *place_sums, *place_range, *place_abs;
-    int64_t *counts, *histogram;
+    int64_t *counts, *histogram, *used;
+    uint32_t *tables; /* [thread, bucket], zero before and after */
     double *value;
     int64_t *value_line, *value_place, *num_values;
     int64_t *nonfinite_kind, *nonfinite_line, *nonfinite_place, *num_nonfinite;
@@ -32,7 +33,7 @@ typedef struct {
 typedef struct {
     List largest, nonfinite;
     int64_t zeros, nans, infs;
-    uint32_t histogram[2][NUM_BUCKETS];
+    uint32_t *table;
     float room[TILE * SEGMENT];
     uint16_t bucket[SEGMENT];
 } Worker;
@@ -77,7 +78,8 @@ static void along_segment(LineSums *sums, int64_t *zeros, const float *x, int64_
     *zeros += vsumi(t.zeros);
 }
 
-INLINE void across_vector(float *p, int64_t width, int64_t left, const float *const *rows, int64_t j, int64_t num, int is_first) {
+/* `ahead` is how far behind a row the next tile has it: fetched now, while memory would be idle. */
+INLINE void across_vector(float *p, int64_t width, int64_t left, const float *const *rows, int64_t j, int64_t num, int is_first, int64_t ahead) {
     vf low = INFINITY + (vf){0}, high = -low, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, size = {0};
     if (!is_first) {
         low = load(p + LOW * width), high = load(p + HIGH * width), s1 = load(p + S1 * width), s2 = load(p + S2 * width);
@@ -85,6 +87,7 @@ INLINE void across_vector(float *p, int64_t width, int64_t left, const float *co
     }
     for (int64_t r = 0; r < num; r++) {
         vf v = load_some(rows[r] + j, left, 0), v2 = v * v;
+        if (ahead) __builtin_prefetch(rows[r] + j + ahead, 0, 2);
         low = vmin(v, low);
         high = vmax(v, high);
         size += vabs(v);
@@ -96,21 +99,13 @@ INLINE void across_vector(float *p, int64_t width, int64_t left, const float *co
     store(p + LOW * width, low), store(p + HIGH * width, high), store(p + S1 * width, s1), store(p + S2 * width, s2);
     store(p + S3 * width, s3), store(p + S4 * width, s4), store(p + SIZE * width, size);
 }
-static void across(float *part, int64_t width, const float *const *rows, int64_t n, int64_t num, int is_first) {
+static void across(float *part, int64_t width, const float *const *rows, int64_t n, int64_t num, int is_first, int64_t ahead) {
     int64_t j = 0;
-    for (; j + LANES <= n; j += LANES) across_vector(part + j, width, LANES, rows, j, num, is_first);
-    if (j < n) across_vector(part + j, width, n - j, rows, j, num, is_first);
-}
-
-/* Every `every`-th vector of a line; the tables are two because a count that was just written is slow to read. */
-static void sketch(Worker *w, const float *x, int64_t n, int64_t every, int64_t turn) {
-    int64_t num = 0, j = (every - turn % every) % every * LANES;
-    for (; j + LANES <= n; j += every * LANES, num += LANES) {
-        vh b = __builtin_convertvector((vu)vabs(load(x + j)) >> 17, vh);
-        memcpy(w->bucket + num, &b, sizeof b);
-    }
-    for (; j < n; j++) w->histogram[0][(float_bits(x[j]) & 0x7fffffff) >> 17]++;
-    for (int64_t i = 0; i < num; i += 2) w->histogram[0][w->bucket[i]]++, w->histogram[1][w->bucket[i + 1]]++;
+    if (ahead)
+        for (; j + LANES <= n; j += LANES) across_vector(part + j, width, LANES, rows, j, num, is_first, ahead);
+    else
+        for (; j + LANES <= n; j += LANES) across_vector(part + j, width, LANES, rows, j, num, is_first, 0);
+    if (j < n) across_vector(part + j, width, n - j, rows, j, num, is_first, 0);
 }
 
 /* Whether sums of powers about zero in float32 say enough about n finite values. */
@@ -149,11 +144,12 @@ static void find_nonfinite(const Weight *a, Worker *w, int64_t line) {
     }
 }
 
-static void offer_line(const Weight *a, Worker *w, int64_t line, float bar) {
-    for (int64_t j = 0; j < a->length; j++) {
-        float v = value_at(a->w, line * a->stride + j, (int)a->dtype), size = fabsf(v);
-        float least = w->largest.num == w->largest.limit ? w->largest.entry[w->largest.num - 1].size : bar;
-        if (size >= least && size >= bar && is_finite(v)) list_add(&w->largest, (Entry){size, v, line, j, 0, 0});
+static void offer_line(const Weight *a, Worker *w, int64_t line) {
+    for (int64_t j = 0; j < a->length; j += SEGMENT) {
+        int64_t n = a->length - j < SEGMENT ? a->length - j : SEGMENT;
+        const void *at = address(a->w, line * a->stride + j, (int)a->dtype);
+        if (a->dtype != FLOAT32) widen(w->room, at, n, (int)a->dtype), at = w->room;
+        list_offer(&w->largest, at, n, (float)a->bar, line, -1, j);
     }
 }
 
@@ -171,7 +167,7 @@ static void finish_line(const Weight *a, Worker *w, int64_t line, const LineSums
     a->line_sums[2 * lines + line] = c.m3, a->line_sums[3 * lines + line] = c.m4 > 0 ? c.m4 : 0;
     a->line_range[line] = c.low, a->line_range[lines + line] = c.high, a->line_abs[line] = c.size;
     float size = -c.low > c.high ? -c.low : c.high;
-    if (list_wants(&w->largest, size, (float)a->bar, line, -1)) offer_line(a, w, line, (float)a->bar);
+    if (list_wants(&w->largest, size, (float)a->bar, line, -1)) offer_line(a, w, line);
 }
 
 static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
@@ -188,9 +184,9 @@ static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
                 rows[r] = at;
                 if (a->dtype != FLOAT32) widen(w->room + r * SEGMENT, at, n, (int)a->dtype), rows[r] = w->room + r * SEGMENT;
                 along_segment(&sums[t + r], &w->zeros, rows[r], n);
-                sketch(w, rows[r], n, a->every, turn);
+                sketch_vectors(w->table, w->bucket, rows[r], n, a->every, turn);
             }
-            across(part + j, width, rows, n, some, t == 0);
+            across(part + j, width, rows, n, some, t == 0, a->dtype == FLOAT32 && t + 2 * TILE <= num ? TILE * a->stride : 0);
         }
     }
     for (int64_t r = 0; r < num; r++) finish_line(a, w, first + r, &sums[r]);
@@ -203,27 +199,52 @@ static void fold(const Weight *a, const float *part, int64_t first, int64_t num_
     for (int i = 0; i < used; i++) count[i] = (double)a->place_count[j + i];
     Moments all = {loadd(count, LANES), loadd(a->place_sums + j, used), loadd(a->place_sums + n + j, used),
                    loadd(a->place_sums + 2 * n + j, used), loadd(a->place_sums + 3 * n + j, used)};
+    vf all_low = INFINITY + (vf){0}, all_high = -all_low;
+    vd all_size = loadd(a->place_abs + j, used);
     for (int64_t u = 0; u < num_units; u++) {
         const float *p = part + u * PARTS * width + j;
         int64_t line = first + u * UNIT, num = a->num_lines - line < UNIT ? a->num_lines - line : UNIT;
         vf s1 = load(p + S1 * width), s2 = load(p + S2 * width), s4 = load(p + S4 * width), low = load(p + LOW * width), high = load(p + HIGH * width);
         vd size = widened(load(p + SIZE * width));
         Moments m = central((double)num, widened(s1), widened(s2), widened(load(p + S3 * width)), widened(s4));
-        for (int i = 0; i < used; i++) {
-            if (!is_safe((double)num, s1[i], s2[i], s4[i])) {
+        vi safe = (vi)(s4 > 1e-32f) & (vi)(s4 < 1e37f) & (vi)(s1 * s1 <= 0.9f * (float)num * s2);
+        if (vsumi(safe) != -LANES)
+            for (int i = 0; i < used; i++) {
+                if (safe[i] || (s4[i] == 0 && low[i] == 0 && high[i] == 0)) continue;
                 Careful c = careful(a, line, j + i, num, 0);
                 m.n[i] = c.n, m.mean[i] = c.mean, m.m2[i] = c.m2, m.m3[i] = c.m3, m.m4[i] = c.m4;
                 low[i] = c.low, high[i] = c.high, size[i] = c.size;
             }
-            double *range = a->place_range + j + i;
-            range[0] = low[i] < range[0] ? low[i] : range[0], range[n] = high[i] > range[n] ? high[i] : range[n];
-            a->place_abs[j + i] += size[i];
-        }
+        all_low = vmin(low, all_low), all_high = vmax(high, all_high), all_size += size;
         all = pool(all, m);
     }
-    for (int i = 0; i < used; i++) a->place_count[j + i] = (int64_t)all.n[i];
     stored(a->place_sums + j, all.mean, used), stored(a->place_sums + n + j, all.m2, used);
     stored(a->place_sums + 2 * n + j, all.m3, used), stored(a->place_sums + 3 * n + j, all.m4, used);
+    stored(a->place_abs + j, all_size, used);
+    for (int i = 0; i < used; i++) {
+        double *range = a->place_range + j + i;
+        range[0] = all_low[i] < range[0] ? all_low[i] : range[0], range[n] = all_high[i] > range[n] ? all_high[i] : range[n];
+        a->place_count[j + i] = (int64_t)all.n[i];
+    }
+}
+
+/* Tables into the histogram, octave by octave; they are left clear. `used` gets the first bucket in use and the end. */
+static void drain(const Weight *a) {
+    a->used[0] = a->used[1] = 0;
+    for (int64_t first = 0; first < NUM_BUCKETS; first += 64) {
+        int is_used = 0;
+        for (int64_t t = 0; t < a->num_threads; t++) is_used |= octave_is_used(a->tables + t * NUM_BUCKETS + first);
+        memset(a->histogram + first, 0, 64 * 8);
+        if (!is_used) continue;
+        for (int64_t t = 0; t < a->num_threads; t++) {
+            uint32_t *table = a->tables + t * NUM_BUCKETS + first;
+            for (int64_t k = 0; k < 64; k++) a->histogram[first + k] += table[k];
+            memset(table, 0, 64 * 4);
+        }
+        if (first >= FIRST_NONFINITE_BUCKET) break;
+        if (a->used[1] == 0) a->used[0] = first;
+        a->used[1] = first + 64;
+    }
 }
 
 static void join_workers(const Weight *a, Worker *worker) {
@@ -243,8 +264,7 @@ static void join_workers(const Weight *a, Worker *worker) {
         a->nonfinite_line[i] = w->nonfinite.entry[i].a, a->nonfinite_place[i] = w->nonfinite.entry[i].b;
     }
     *a->num_values = w->largest.num, *a->num_nonfinite = w->nonfinite.num;
-    for (int64_t k = 0; k < FIRST_NONFINITE_BUCKET; k++)
-        for (int64_t t = 0; t < a->num_threads; t++) a->histogram[k] += (int64_t)worker[t].histogram[0][k] + worker[t].histogram[1][k];
+    drain(a);
 }
 
 void skerry_weight_read(Weight *a) {
@@ -253,7 +273,8 @@ void skerry_weight_read(Weight *a) {
     float *part = (float *)(base + a->num_threads * (int64_t)sizeof(Worker));
     int64_t width = padded(a), num_units = (a->num_lines + UNIT - 1) / UNIT;
     for (int64_t t = 0; t < a->num_threads; t++) {
-        memset(&worker[t], 0, offsetof(Worker, room));
+        worker[t].largest.num = worker[t].nonfinite.num = 0, worker[t].zeros = worker[t].nans = worker[t].infs = 0;
+        worker[t].table = a->tables + t * NUM_BUCKETS;
         worker[t].largest.limit = (int32_t)a->top_k, worker[t].nonfinite.limit = (int32_t)a->nonfinite_k;
     }
 #pragma omp parallel num_threads((int)a->num_threads)
