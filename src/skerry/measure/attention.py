@@ -20,8 +20,9 @@ from torch import Tensor
 
 from skerry.corpus.batch import Batch
 from skerry.measure.accumulator import Columns, check_same, pack, prefixed, unpack
-from skerry.measure.attention_reading import HeadReading, read_input
-from skerry.measure.places import layout
+from skerry.measure.attention_fused import read_fused
+from skerry.measure.attention_reading import AttentionReading, pool_logits, read_plain
+from skerry.measure.places import Places, layout
 from skerry.measure.tokens import TokenTable
 
 SINK_SHARE = 0.3
@@ -127,53 +128,41 @@ class AttentionStats:
         """
         with torch.inference_mode():
             known = layout(batch)
+            if not len(known.all):
+                return
+            reading = read_fused(view, known.keep) or read_plain(view, known.keep)
+            self.head_sums += reading.sums
+            self.head_counts += reading.counts
+            pool_logits(self.logit_count, self.logit_sums, reading.logit_count, reading.logit_sums)
             norms = None if view.value is None else _norms(view.value)
-            for b, sample_keep in enumerate(known.keep):
-                kept = np.flatnonzero(sample_keep)
-                if len(kept):
-                    reading = read_input(view, b, sample_keep)
-                    self._take_heads(reading)
-                    self._take_keys(reading, kept, norms if norms is None else norms[b][:, kept])
-                    self._take_tokens(reading, kept, known.token_id[b, kept])
+            self._take_keys(reading, norms, known.keep, known.all)
 
-    def _take_heads(self, r: HeadReading) -> None:
-        self.num_samples += 1
-        self.head_sums += r.sums
-        self.head_counts += r.counts
-        self._pool_logits(r.logit_count, r.logit_sums)
-
-    def _pool_logits(self, count: np.ndarray, sums: np.ndarray) -> None:
-        ours = self.logit_sums
-        n, m = self.logit_count.astype(float), count.astype(float)
-        both = np.maximum(n + m, 1)
-        mean = (n * ours[0] + m * sums[0]) / both
-        ours[1] += sums[1] + (sums[0] - ours[0]) ** 2 * n * m / both
-        ours[0] = mean
-        ours[2], ours[3] = np.minimum(ours[2], sums[2]), np.maximum(ours[3], sums[3])
-        self.logit_count += count
-
-    def _take_keys(self, r: HeadReading, kept: np.ndarray, norms: np.ndarray | None) -> None:
-        num = len(kept)
-        self._grow(num)
-        received, exposure = r.received[:, kept], r.exposure[:, kept]
-        self.key_sums[0, :, :num] += received
-        self.key_counts[0, :, :num] += exposure
+    def _take_keys(self, r: AttentionReading, norms: np.ndarray | None, keep: np.ndarray, at: Places) -> None:
+        """Add up by position and by token, over all inputs at once."""
+        received, exposure = r.received, r.exposure
+        if not at.is_left_aligned:  # positions count kept places: close the gaps
+            order = np.argsort(~keep, axis=1, kind="stable")
+            received, exposure = (np.take_along_axis(a, order[:, None], axis=2) for a in (received, exposure))
+            norms = None if norms is None else np.take_along_axis(norms, order[:, None], axis=2)
+            keep = np.take_along_axis(keep, order, axis=1)
+        size = int(keep.any(0).sum())
+        received, exposure, keep = received[:, :, :size], exposure[:, :, :size], keep[:, :size]
+        self._grow(size)
         alpha = received / np.maximum(exposure, 1)
-        self.key_sums[1, :, :num] += alpha
-        self.key_counts[1, :, :num] += _is_sink(alpha, exposure)
-        self.position_counts[0, :num] += 1
+        is_sink = (alpha > SINK_SHARE) & (exposure >= SINK_QUERIES)
+        self.num_samples += len(at.sample)
+        self.key_sums[0, :, :size] += received.sum(0)
+        self.key_sums[1, :, :size] += alpha.sum(0)
+        self.key_counts[0, :, :size] += exposure.sum(0)
+        self.key_counts[1, :, :size] += is_sink.sum(0)
+        self.position_counts[0, :size] += keep.sum(0)
         if norms is not None:
-            self.value_norm[:, :num] += norms
-            self.position_counts[1, :num] += 1
-
-    def _take_tokens(self, r: HeadReading, kept: np.ndarray, token_id: np.ndarray) -> None:
-        received, exposure = r.received[:, kept], r.exposure[:, kept]
-        is_sink = _is_sink(received / np.maximum(exposure, 1), exposure)
-        ids, inverse, count = np.unique(token_id, return_inverse=True, return_counts=True)
-        size = len(ids)
-        sums = [np.bincount(inverse, v, size) for v in (received.mean(0), is_sink.mean(0))]
-        seen = np.bincount(inverse, exposure.sum(0), size).astype(np.int64)
-        self.tokens.add(ids, np.stack(sums), np.stack([count, np.ones_like(count), seen]))
+            self.value_norm[:, :size] += (norms[:, :, :size] * keep[:, None]).sum(0)
+            self.position_counts[1, :size] += keep.sum(0)
+        index = at.tokens
+        sums = [np.bincount(index.inverse, a.mean(1)[keep], len(index.ids)) for a in (received, is_sink)]
+        seen = np.bincount(index.inverse, exposure.sum(1)[keep], len(index.ids)).astype(np.int64)
+        self.tokens.add(index.ids, np.stack(sums), np.stack([index.count, index.num_samples, seen]))
 
     def _grow(self, size: int) -> None:
         more = size - self.position_counts.shape[1]
@@ -191,7 +180,7 @@ class AttentionStats:
             MergeMismatch: It has another number of heads.
         """
         check_same("attention statistics", self._settings(), other._settings())
-        self._pool_logits(other.logit_count, other.logit_sums)
+        pool_logits(self.logit_count, self.logit_sums, other.logit_count, other.logit_sums)
         for name in ("num_samples", "head_sums", "head_counts"):
             getattr(self, name)[...] += getattr(other, name)
         size = other.position_counts.shape[1]
@@ -293,10 +282,6 @@ _ARRAYS = (
     "value_norm",
     "position_counts",
 )
-
-
-def _is_sink(alpha: np.ndarray, exposure: np.ndarray) -> np.ndarray:
-    return (alpha > SINK_SHARE) & (exposure >= SINK_QUERIES)
 
 
 def _norms(value: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One input's attention, blocks of queries at a time: logits, softmax, and sums over them.
+"""One layer's attention, blocks of queries at a time: logits, softmax, and sums over them.
 
 This file is the plain path in float64, on any device, and the definition; the kernel in kernels/stats.c must agree with it.
 """
@@ -23,16 +23,16 @@ _BLOCK = 1 << 20
 
 
 @dataclass
-class HeadReading:
-    """Sums over the measured query rows of one input.
+class AttentionReading:
+    """Sums over the measured query rows of one batch.
 
     Attributes:
         sums: float64 [4, head]: entropy, entropy if uniform, largest weight, weight of the sink logit.
         counts: int64 [2, head]: query rows; NaN and +inf logits (their rows are left out).
         logit_count: int64 [head], visible logits.
         logit_sums: float64 [4, head]: mean, sum of squares about it, smallest, largest.
-        received: float64 [head, key].
-        exposure: int64 [head, key].
+        received: float64 [sample, head, key].
+        exposure: int64 [sample, head, key].
     """
 
     sums: np.ndarray
@@ -41,6 +41,29 @@ class HeadReading:
     logit_sums: np.ndarray
     received: np.ndarray
     exposure: np.ndarray
+
+    @classmethod
+    def empty(cls, num_samples: int, num_heads: int, num_keys: int) -> AttentionReading:
+        """Nothing read yet."""
+        return cls(
+            sums=np.zeros((4, num_heads)),
+            counts=np.zeros((2, num_heads), np.int64),
+            logit_count=np.zeros(num_heads, np.int64),
+            logit_sums=np.array([[0.0], [0.0], [np.inf], [-np.inf]]).repeat(num_heads, 1),
+            received=np.zeros((num_samples, num_heads, num_keys)),
+            exposure=np.zeros((num_samples, num_heads, num_keys), np.int64),
+        )
+
+
+def pool_logits(count: np.ndarray, sums: np.ndarray, more: np.ndarray, more_sums: np.ndarray) -> None:
+    """Take the logits `more` into `count` and `sums`, in place; layout as in AttentionReading."""
+    n, m = count.astype(float), more.astype(float)
+    both = np.maximum(n + m, 1)
+    distance = more_sums[0] - sums[0]
+    sums[1] += more_sums[1] + distance**2 * n * m / both
+    sums[0] += distance * m / both
+    sums[2], sums[3] = np.minimum(sums[2], more_sums[2]), np.maximum(sums[3], more_sums[3])
+    count += more
 
 
 class Block(NamedTuple):
@@ -55,27 +78,17 @@ class Block(NamedTuple):
     visible: Tensor
 
 
-def read_input(view: View, b: int, keep: np.ndarray) -> HeadReading:
-    """Read one input.
+def read_plain(view: View, keep: np.ndarray) -> AttentionReading:
+    """Read one layer.
 
     Args:
-        view: A layer's attention.
-        b: Number of the input in the batch.
-        keep: bool [position], False where padding.
+        view: Its attention.
+        keep: bool [sample, position], False where padding.
     """
-    heads, size = view.num_heads, len(keep)
-    total = HeadReading(
-        sums=np.zeros((4, heads)),
-        counts=np.zeros((2, heads), np.int64),
-        logit_count=np.zeros(heads, np.int64),
-        logit_sums=np.array([[0.0], [0.0], [np.inf], [-np.inf]]).repeat(heads, 1),
-        received=np.zeros((heads, size)),
-        exposure=np.zeros((heads, size), np.int64),
-    )
-    sums: list[tuple[np.ndarray, np.ndarray]] = []
-    for block in _blocks(view, b, keep):
-        sums.append(_add_block(total, block, view.sink_logits))
-    _pool_logits(total, sums)
+    total = AttentionReading.empty(len(keep), view.num_heads, keep.shape[1])
+    for b, kept in enumerate(keep):
+        for block in _blocks(view, b, kept):
+            _add_block(total, b, block, view.sink_logits)
     return total
 
 
@@ -122,7 +135,7 @@ def mask_rows(mask: Tensor, b: int, rows: Tensor) -> Tensor:
     return part if part.shape[1] == 1 else part[:, rows.to(part.device)]
 
 
-def _add_block(total: HeadReading, block: Block, sink: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+def _add_block(total: AttentionReading, b: int, block: Block, sink: Tensor | None) -> None:
     logits = block.logits
     visible = block.visible.expand_as(logits)
     broken = visible & (torch.isnan(logits) | torch.isposinf(logits))
@@ -151,19 +164,11 @@ def _add_block(total: HeadReading, block: Block, sink: Tensor | None) -> tuple[n
     rows = [entropy, options.clamp(min=1).log(), (top - lse).exp(), sink_mass]
     total.sums += torch.stack([torch.where(measured, r, zero).sum(-1) for r in rows]).cpu().numpy()
     total.counts += torch.stack([measured.sum(-1), broken.sum((1, 2))]).cpu().numpy()
-    total.received += p.sum(1).cpu().numpy()
-    total.exposure += visible.sum(1).cpu().numpy()
+    total.received[b] += p.sum(1).cpu().numpy()
+    total.exposure[b] += visible.sum(1).cpu().numpy()
     count = seen.sum(-1)
     mean = clean.sum((1, 2)) / count.clamp(min=1)
     m2 = torch.where(visible, logits - mean[:, None, None], zero).square().sum((1, 2))
     low = torch.where(visible, logits, torch.inf).amin((1, 2))
-    return count.cpu().numpy(), torch.stack([mean, m2, low, top.amax(-1)]).cpu().numpy()
-
-
-def _pool_logits(total: HeadReading, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    count = np.stack([c for c, _ in parts])
-    sums = np.stack([s for _, s in parts])
-    total.logit_count = count.sum(0)
-    mean = (count * sums[:, 0]).sum(0) / np.maximum(total.logit_count, 1)
-    m2 = (sums[:, 1] + count * (sums[:, 0] - mean) ** 2).sum(0)
-    total.logit_sums = np.stack([mean, m2, sums[:, 2].min(0), sums[:, 3].max(0)])
+    sums = torch.stack([mean, m2, low, top.amax(-1)]).cpu().numpy()
+    pool_logits(total.logit_count, total.logit_sums, count.cpu().numpy(), sums)

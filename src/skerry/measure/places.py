@@ -26,7 +26,7 @@ class Places:
         row: int64 [place], row of the activation.
         position: int64 [place], position in the input.
         token_id: int64 [place], token there.
-        is_whole: The rows are 0, 1, 2, ... without a gap.
+        width: Columns of the batch, where the rows are the tokens of a batch; else None.
     """
 
     sample: np.ndarray
@@ -34,7 +34,7 @@ class Places:
     row: np.ndarray
     position: np.ndarray
     token_id: np.ndarray
-    is_whole: bool
+    width: int | None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -49,6 +49,11 @@ class Places:
         """Rows per input where it is the same for all."""
         first = int(self.length[0]) if len(self.length) else 0
         return first if first and (self.length == first).all() else None
+
+    @cached_property
+    def is_left_aligned(self) -> bool:
+        """Whether, for whole inputs, every position is the column of the batch: no padding on the left and no gap."""
+        return self.width is not None and bool((self.row % self.width == self.position).all())
 
     @cached_property
     def which(self) -> np.ndarray:
@@ -103,7 +108,7 @@ class _Layout:
             row=kept.astype(np.int64),
             position=self.position.ravel()[flat].astype(np.int64),
             token_id=self.token_id.ravel()[flat],
-            is_whole=bool(len(kept) == 0 or kept[-1] == len(kept) - 1),
+            width=width if rows is None else None,
         )
 
 

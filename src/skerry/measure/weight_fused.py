@@ -1,5 +1,7 @@
-"""The fused path of WeightStats: one call into kernels/weight.c. It reads along memory, so a transposed matrix is read as what it is a
-transpose of, and rows and columns change places in the answer."""
+"""The fused path of WeightStats: one call into kernels/weight.c.
+
+It reads along memory, so a transposed matrix is read as what it is a transpose of, and rows and columns change places in the answer.
+"""
 
 from __future__ import annotations
 
