@@ -5,7 +5,8 @@ the text is much longer than what is asked for, it is divided into stretches tha
 stretches, and only those are tokenized; otherwise all of it is tokenized, cut, and the seed draws windows.  Either way windows
 are drawn without replacement and share no token of the text: samples are independent inputs.
 
-Unpacked: one sample per document (per paragraph of a single document), padded on the right; padding is never kept.
+Unpacked: one sample per document, or per passage (as many whole paragraphs as fit) of a document that is longer than a sample;
+per paragraph where that gives too few.  Padded on the right; padding is never kept.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def batches(
         batch_size: Samples per batch.
         seed: Chooses the samples.
         bos: `auto`, `with` or `without`: see `special.wrapping`.
-        packing: False for one sample per document or paragraph.
+        packing: False for one sample per document or passage.
         max_positions: Longest sequence that the model can read.
         vocab_size: Number of token ids that the model knows.
 
@@ -87,7 +88,7 @@ def batches(
         tokens_per_sample=max(len(row) for row in rows),
         num_tokens=sum(len(row) for row in rows),
         bos=wrap.words,
-        packing=_packing_words(corpus, packing=packing),
+        packing=_packing_words(packing=packing),
         seed=seed,
         num_documents=len(corpus.documents),
         num_characters=corpus.num_characters,
@@ -114,10 +115,12 @@ def check_lengths(*, samples: int, tokens: int, batch_size: int, max_positions: 
         )
 
 
-def _packing_words(corpus: Corpus, *, packing: bool) -> str:
+def _packing_words(*, packing: bool) -> str:
     if packing:
         return "packed: windows of consecutive text without overlap, documents joined by an empty line"
-    return f"one sample per {'document' if len(corpus.documents) > 1 else 'paragraph'}, padded on the right; padding is not measured"
+    return (
+        "one sample per document or passage (whole paragraphs), padded on the right; padding is not measured"
+    )
 
 
 def _windows(
@@ -222,11 +225,11 @@ def _all_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Ids:
 def _pieces(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, samples: int, body: int, rng: np.random.Generator
 ) -> list[Ids]:
-    """One row per document, or per paragraph of a single document, cut at `body` tokens; empty ones are passed over."""
-    texts: Sequence[str] = corpus.documents
-    if len(texts) == 1:
-        texts = re.split(r"\n\s*\n", texts[0])
-    texts = [text for text in texts if text.strip()]
+    """One row per document or passage, cut at `body` tokens; empty ones are passed over."""
+    room = int(0.9 * body * _characters_per_token(corpus, tokenizer))
+    texts = [text for document in corpus.documents for text in _passages(document, room)]
+    if len(texts) < samples:  # a short text: smaller pieces rather than fewer
+        texts = [text for document in corpus.documents for text in _passages(document, 1)]
     order = rng.permutation(len(texts))
     rows: list[Ids] = []
     for start in range(0, len(order), _GROUP):
@@ -240,6 +243,26 @@ def _pieces(
             f"{corpus.name} is too short: it has 0 tokens and a sample needs at least 1; give more text"
         )
     return rows[:samples]
+
+
+def _passages(document: str, room: int) -> Iterator[str]:
+    """A document that fits in `room` characters, else as many of its paragraphs at a time as fit; a longer one stands alone."""
+    if len(document) <= room:
+        if document.strip():
+            yield document.strip()
+        return
+    passage: list[str] = []
+    size = 0
+    for paragraph in re.split(r"\n\s*\n", document):
+        if not paragraph.strip():
+            continue
+        if passage and size + len(paragraph) > room:
+            yield JOIN.join(passage)
+            passage, size = [], 0
+        passage.append(paragraph.strip())
+        size += len(paragraph) + len(JOIN)
+    if passage:
+        yield JOIN.join(passage)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:

