@@ -54,7 +54,7 @@ def test_no_file_of_the_core_is_over_400_lines():
 def test_nothing_is_ever_unpickled():
     for path in FILES:
         text = path.read_text()
-        assert "import pickle" not in text, path
+        assert not re.search(r"pickle\.loads?\(", text), path
         assert "torch.load(" not in text or "weights_only=True" in text, path
 
 
