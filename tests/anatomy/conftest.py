@@ -49,7 +49,9 @@ class Look:
 
 @cache
 def look_at(name: str, padding: str | None = None, attention: str = "eager") -> Look:
-    model = zoo.tiny(name, dtype=torch.float64, attention=attention)
+    # A float64 mask's smallest number is -inf in the float32 softmax of transformers: rows that see nothing would turn NaN.
+    dtype = torch.float32 if padding == "left" else torch.float64
+    model = zoo.tiny(name, dtype=dtype, attention=attention)
     anatomy = resolve(model)
     ids, keep = zoo.tokens(model, padding=padding)
     views: dict[int, AttentionView] = {}

@@ -219,7 +219,8 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
         if first != site:
             same[site] = first
 
-    with watch(anatomy, on_activation=look):
+    # Tensors of inference mode have no version.
+    with torch.inference_mode(False), watch(anatomy, on_activation=look):
         run(anatomy, _trial_ids(anatomy.config, num_tokens))
     silent = [s for s in anatomy.taps if s not in fired]
     for site in silent:
