@@ -12,11 +12,11 @@ from jaxtyping import install_import_hook
 
 _hook = install_import_hook("skerry", "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent / "anatomy"))
-import zoo
+import zoo  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -225,7 +225,10 @@ class LowRank(nn.Module):
     def __init__(self, base):
         super().__init__()
         self.base = base
-        self.a, self.b = nn.Linear(base.in_features, 4, bias=False), nn.Linear(4, base.out_features, bias=False)
+        self.a, self.b = (
+            nn.Linear(base.in_features, 4, bias=False),
+            nn.Linear(4, base.out_features, bias=False),
+        )
 
     def forward(self, x):
         return self.base(x) + 2.0 * self.b(self.a(x))
@@ -255,6 +258,8 @@ class Einsum(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.randn(WIDTH, WIDTH) * 0.2))
 
     def forward(self, x):
-        q, k, v = (torch.einsum("btc,cd->btd", x, w).unflatten(-1, (HEADS, -1)) for w in (self.q, self.k, self.v))
+        q, k, v = (
+            torch.einsum("btc,cd->btd", x, w).unflatten(-1, (HEADS, -1)) for w in (self.q, self.k, self.v)
+        )
         probs = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
         return torch.einsum("bhqk,bkhd->bqhd", probs, v).flatten(2) @ self.o.T

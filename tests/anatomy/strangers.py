@@ -14,7 +14,12 @@ _COMMON = {
 }
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _N = {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 
 CONFIGS = {
     "mpt": {**_IDS, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},

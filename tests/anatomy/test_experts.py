@@ -22,7 +22,9 @@ def seen(request):
     ids, _ = zoo.tokens(model, length=16)
     sites = capture(anatomy, ids)
     rows = {}
-    with watch(anatomy, on_activation=lambda site, x, r: rows.__setitem__(site, r) if r is not None else None):
+    with watch(
+        anatomy, on_activation=lambda site, x, r: rows.__setitem__(site, r) if r is not None else None
+    ):
         run(anatomy, ids)
     return anatomy, sites, rows
 

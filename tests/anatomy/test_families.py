@@ -30,7 +30,9 @@ def bias_of(look, bound: BoundMatrix):
     bias = dict(look.model.named_parameters()).get(name.removesuffix("weight") + "bias")
     if bias is None:
         return 0.0
-    return bias.detach() if bound.matrix.split is None else bound.matrix.split(bias.detach(), look.anatomy.dims)
+    return (
+        bias.detach() if bound.matrix.split is None else bound.matrix.split(bias.detach(), look.anatomy.dims)
+    )
 
 
 def normalized(x, gain, bias, epsilon, *, centre):
@@ -204,7 +206,9 @@ def test_a_norms_gain_and_bias_make_what_is_read_from_the_residual(look, name):
     for layer in seen.layers:
         start, mid = seen.at(layer, "resid.in"), seen.at(layer, "resid.mid")
         ways = [("norm.attn", start, "attn.in"), ("norm.mlp", start if mid is None else mid, "mlp.in")]
-        ways += [(f"norm.{half}.add", seen.at(layer, f"{half}.out"), f"{half}.add") for half in ("attn", "mlp")]
+        ways += [
+            (f"norm.{half}.add", seen.at(layer, f"{half}.out"), f"{half}.add") for half in ("attn", "mlp")
+        ]
         for part, x, read in ways:
             y, gain = seen.at(layer, read), seen.weight(layer, part)
             if y is None:

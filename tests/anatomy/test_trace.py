@@ -1,7 +1,7 @@
 """A model that nobody declared: its data flow must name the same places that a declaration would."""
 
 import copy
-from functools import partial
+from functools import cache, partial
 
 import handmade
 import pytest
@@ -40,6 +40,12 @@ def made(make_block, seed=0, **kwargs):
     model = NanoGPT(make_block, **kwargs)
     zoo.randomize(model, torch.Generator().manual_seed(seed))
     return model.eval()
+
+
+@cache
+def resolved(name):
+    """The anatomy of an undeclared architecture, resolved once."""
+    return resolve(strangers.stranger(name))
 
 
 def parts(anatomy, layer=0):
@@ -144,8 +150,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", strangers.CONFIGS)
 def test_an_undeclared_architecture_is_placed_as_far_as_its_data_flow_shows(name):
     placed, total, attended, found_parts = EXPECTED[name]
-    model = strangers.stranger(name)
-    anatomy = resolve(model)
+    anatomy = resolved(name)
     last = anatomy.dims.num_layers - 1
     assert anatomy.confidence.startswith(f"traced from one forward: {placed} of {total} linear layers in ")
     assert len(anatomy.attention) == attended
@@ -162,7 +167,7 @@ def test_an_undeclared_architecture_is_placed_as_far_as_its_data_flow_shows(name
 
 @pytest.mark.parametrize("name", ["mpt", "gpt_neo", "nemotron", "persimmon", "biogpt", "jamba"])
 def test_the_residual_stream_of_a_stranger_adds_up(name):
-    anatomy = resolve(strangers.stranger(name))
+    anatomy = resolved(name)
     found, last = capture(anatomy, IDS + 3), anatomy.dims.num_layers - 1
     at = {part: found[Site(last, part)] for part in parts(anatomy, last)}
     torch.testing.assert_close(at["resid.mid"], at["resid.in"] + at["attn.out"])
@@ -170,24 +175,33 @@ def test_the_residual_stream_of_a_stranger_adds_up(name):
 
 
 def test_a_state_space_model_is_scanned_through_its_stream_and_says_what_has_no_role():
-    anatomy = resolve(strangers.stranger("mamba"))
-    assert "blocks 0 to 1: mixer.x_proj (linear 48 -> 16) has no role; its input and output are not measured" in anatomy.unplaced
+    anatomy = resolved("mamba")
+    assert (
+        "blocks 0 to 1: mixer.x_proj (linear 48 -> 16) has no role; its input and output are not measured"
+        in anatomy.unplaced
+    )
     assert "blocks 0 to 1: mixer.A_log (parameter 48 x 4) has no role; it is not measured" in anatomy.unplaced
     assert anatomy.dims.num_heads == 0
     assert {str(s) for s in anatomy.weight_sites} == {"w.embed", "norm.final"}
 
 
 def test_blocks_may_differ_from_each_other():
-    anatomy = resolve(strangers.stranger("jamba"))
+    anatomy = resolved("jamba")
     assert sorted(anatomy.attention) == [1] and "attn.q" not in parts(anatomy, 0)
-    assert "block 0: mamba.in_proj (linear 32 -> 128) has no role; its input and output are not measured" in anatomy.unplaced
+    assert (
+        "block 0: mamba.in_proj (linear 32 -> 128) has no role; its input and output are not measured"
+        in anatomy.unplaced
+    )
     assert anatomy.confidence.endswith("attention seen in 1 of 2, feed-forward in 2 of 2")
 
 
 def test_a_block_that_runs_several_times_is_one_layer_and_says_so():
-    anatomy = resolve(strangers.stranger("albert"))
+    anatomy = resolved("albert")
     assert anatomy.dims.num_layers == 1
-    assert "block 0: runs 3 times in one forward (shared weights); its statistics pool all 3 runs" in anatomy.unplaced
+    assert (
+        "block 0: runs 3 times in one forward (shared weights); its statistics pool all 3 runs"
+        in anatomy.unplaced
+    )
     shown = []
     with watch(anatomy, ["mlp.in"], on_activation=lambda site, x, rows: shown.append(str(site))):
         run(anatomy, IDS)
@@ -195,25 +209,38 @@ def test_a_block_that_runs_several_times_is_one_layer_and_says_so():
 
 
 def test_of_an_encoder_and_a_decoder_the_encoder_is_read():
-    anatomy = resolve(strangers.stranger("t5"))
-    assert anatomy.unplaced[0] == "the decoder is not measured: of a model with encoder and decoder, the encoder is read"
+    anatomy = resolved("t5")
+    assert (
+        anatomy.unplaced[0]
+        == "the decoder is not measured: of a model with encoder and decoder, the encoder is read"
+    )
     assert type(anatomy.trunk).__name__ == "T5Stack"
 
 
 def test_a_layer_that_runs_twice_in_a_block_is_not_measured_and_its_weight_is():
-    anatomy = resolve(strangers.stranger("deberta-v2"))
+    anatomy = resolved("deberta-v2")
     sentence = "blocks 0 to 1: attn.k is not measured: the module key_proj that reads or writes it runs 2 times in one forward"
     assert sentence in anatomy.unplaced
     assert Site(0, "w.k") in anatomy.matrices
 
 
+def test_a_low_rank_chain_has_its_input_and_its_output_and_no_weight():
+    anatomy = resolved("deepseek_v3")
+    found = capture(anatomy, IDS, ["attn.in", "attn.q"])
+    assert (found[Site(0, "attn.in")].shape, found[Site(0, "attn.q")].shape) == ((16, 32), (16, 64))
+    assert Site(0, "w.q") not in anatomy.matrices
+    assert (
+        "blocks 0 to 1: w.q is not measured: self_attn.q_b_proj ends a chain of layers and does not read attn.in"
+        in anatomy.unplaced
+    )
+
+
 def test_positions_may_come_before_samples():
     """XLNet keeps [position, sample, channel] inside; the rows that are shown are sample by sample."""
-    model = strangers.stranger("xlnet")
-    anatomy = resolve(model)
+    anatomy = resolved("xlnet")
     found = capture(anatomy, IDS, ["resid.out"])
     with torch.no_grad():
-        hidden = model(IDS, output_hidden_states=True).hidden_states[1]
+        hidden = anatomy.model(IDS, output_hidden_states=True).hidden_states[1]
     assert torch.equal(found[Site(0, "resid.out")], hidden.flatten(0, 1))
 
 
@@ -238,12 +265,29 @@ def test_a_fused_projection_is_cut_where_the_attention_reads_it(layout, fused):
     torch.testing.assert_close(seen[seen.isfinite()], logits[seen.isfinite()])
 
 
-@pytest.mark.parametrize("order", ["gate first", "up first", "alternate"])
 @pytest.mark.parametrize(
-    "act",
-    [F.silu, F.gelu, F.relu, torch.sigmoid, lambda x: x * torch.sigmoid(1.7 * x), lambda x: 0.5 * x * (1 + torch.tanh(x))],
-    ids=["silu", "gelu", "relu", "sigmoid", "silu written out", "tanh written out"],
-)  # fmt: skip
+    ("act", "order"),
+    [
+        (F.silu, "gate first"),
+        (F.silu, "up first"),
+        (F.silu, "alternate"),
+        (F.gelu, "gate first"),
+        (F.relu, "up first"),
+        (torch.sigmoid, "alternate"),
+        (lambda x: x * torch.sigmoid(1.7 * x), "gate first"),
+        (lambda x: 0.5 * x * (1 + torch.tanh(x)), "up first"),
+    ],
+    ids=[
+        "silu",
+        "silu-up",
+        "silu-alternate",
+        "gelu",
+        "relu",
+        "sigmoid",
+        "silu written out",
+        "tanh written out",
+    ],
+)
 def test_the_gate_is_the_side_with_the_activation(act, order):
     anatomy = resolve(made(lambda: handmade.Block(mlp=handmade.FusedGate(order, act))))
     assert parts(anatomy) == GATED
@@ -401,7 +445,9 @@ def test_a_mask_is_handed_on_and_refused_where_the_model_takes_none():
     found = capture(demanding, IDS, ["resid.in"], keep)
     assert found[Site(1, "resid.in")].view(2, 8, -1)[1, 5:].abs().max() == 0
     plain = resolve(made(handmade.Block))
-    with pytest.raises(BadTokens, match=r"NanoGPT.forward takes no attention mask.*give samples of one length"):
+    with pytest.raises(
+        BadTokens, match=r"NanoGPT.forward takes no attention mask.*give samples of one length"
+    ):
         capture(plain, IDS, ["resid.in"], keep)
     assert len(capture(plain, IDS, ["resid.in"], keep | True)) == 2
 
@@ -450,7 +496,9 @@ class Counting(handmade.Block):
         return super().forward(x) + 0 * torch.rand(1)
 
 
-@pytest.mark.parametrize("make", [partial(NanoGPT, Counting), partial(zoo.tiny, "llama"), partial(zoo.tiny, "mixtral")])
+@pytest.mark.parametrize(
+    "make", [partial(NanoGPT, Counting), partial(zoo.tiny, "llama"), partial(zoo.tiny, "mixtral")]
+)
 def test_resolving_leaves_no_trace(make):
     model = make().train()
     if isinstance(model, NanoGPT):
@@ -486,7 +534,8 @@ def test_trial_ids_are_in_the_vocabulary_and_distinct_where_they_can_be(vocabula
 
 
 @pytest.mark.parametrize(
-    "columns", [range(8, 16), [0, 1, 6, 7, 12, 13], [2, 3, 8, 9, 14, 15], [5, 3, 1], [0, 1, 2, 6, 7], range(0, 18, 3)]
+    "columns",
+    [range(8, 16), [0, 1, 6, 7, 12, 13], [2, 3, 8, 9, 14, 15], [5, 3, 1], [0, 1, 2, 6, 7], range(0, 18, 3)],
 )
 def test_a_cut_takes_the_columns_in_their_order(columns):
     x = torch.randn(3, 18)
