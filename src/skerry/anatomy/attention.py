@@ -54,7 +54,7 @@ class AttentionView:
     is_causal: bool
     query: Float[Tensor, "sample head query channel"] | None
     key: Float[Tensor, "sample kv_head key channel"] | None
-    value: Float[Tensor, "sample kv_head key channel"] | None
+    value: Float[Tensor, "sample kv_head key value_channel"] | None
     logits: Float[Tensor, "sample head query key"] | None
 
 

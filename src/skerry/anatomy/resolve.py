@@ -11,7 +11,6 @@ from skerry.anatomy.quiet import check_weights, quiet
 from skerry.anatomy.sites import Site
 from skerry.anatomy.traced import NUM_TOKENS, numbers, some_ids, trace_anatomy
 from skerry.anatomy.watch import probe, watch
-from skerry.errors import UnresolvedArchitecture
 
 
 def resolve(model: nn.Module) -> Anatomy:
@@ -30,9 +29,8 @@ def resolve(model: nn.Module) -> Anatomy:
         family = declared.for_config(config)
         blocks = get(find_trunk(model), family.blocks)
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
-            raise UnresolvedArchitecture(
-                f"{type(model).__name__} should keep its blocks at {family.blocks!r} (family {family.name}), but has none there"
-            )
+            # A wrapper that keeps the configuration and moves the modules: adapters, quantizers.
+            return trace(model)
         anatomy = bind(model, family, dims_of(model, config, list(blocks)), list(blocks))
         probe(anatomy)
         return anatomy

@@ -7,7 +7,6 @@ A part names a tensor by what it does in the data flow, never by the name that a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import total_ordering
 from typing import NamedTuple
 
 from skerry.errors import UnknownSite, near_matches
@@ -119,7 +118,6 @@ def _rank(part: str) -> int:
     return _ORDER.get(part.removesuffix(NORM_BIAS), len(_ORDER))
 
 
-@total_ordering
 class Site(NamedTuple):
     """A named place in a model.
 
@@ -145,6 +143,16 @@ class Site(NamedTuple):
 
     def __lt__(self, other: tuple[object, ...]) -> bool:
         return self._key() < Site(*other)._key()  # type: ignore[arg-type]
+
+    # A tuple brings all four comparisons of its own, which cannot compare a layer with None.
+    def __le__(self, other: tuple[object, ...]) -> bool:
+        return self._key() <= Site(*other)._key()  # type: ignore[arg-type]
+
+    def __gt__(self, other: tuple[object, ...]) -> bool:
+        return self._key() > Site(*other)._key()  # type: ignore[arg-type]
+
+    def __ge__(self, other: tuple[object, ...]) -> bool:
+        return self._key() >= Site(*other)._key()  # type: ignore[arg-type]
 
     @property
     def is_weight(self) -> bool:

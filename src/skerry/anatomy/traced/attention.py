@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skerry.anatomy.traced.block import Block, Piece
-from skerry.anatomy.traced.flow import PRODUCTS, Flow
+from skerry.anatomy.traced.flow import Flow
+from skerry.anatomy.traced.operations import PRODUCTS
 from skerry.anatomy.traced.record import Attention, Ref
 
 
@@ -148,6 +149,9 @@ def _place_output(block: Block, mixed: int) -> None:
         block.put("attn.mix", output.inp, width=output.num_in)
         block.put("attn.out", output.out)
         block.placed.pieces["w.o"] = Piece(output)
+        block.doubt_addition(
+            output, [lin for lin in block.whole if lin.inp == output.inp and lin is not output]
+        )
 
 
 def _place_sink(block: Block, attention: Attention) -> None:
@@ -174,3 +178,16 @@ def _place_input(block: Block, operands: Sequence[int]) -> None:
     if all(behind) and len(found) == 1:
         for node, width in found.items():
             block.put("attn.in", node, width=width)
+        _set_chained_apart(block)
+
+
+def _set_chained_apart(block: Block) -> None:
+    """A weight site reads attn.in; the last layer of a low-rank chain does not, so its weight gets no name."""
+    placed = block.placed
+    for part in ("w.q", "w.k", "w.v"):
+        if part in placed.pieces and placed.pieces[part].linear.inp != block.root("attn.in"):
+            piece = placed.chained[part] = placed.pieces.pop(part)
+            name = block.own_name(piece.linear.name)
+            placed.doubts.append(
+                f"{part} is not measured: {name} ends a chain of layers and does not read attn.in"
+            )

@@ -122,7 +122,7 @@ class _Binder:
         own = self.firsts[layer].call
         prefer: dict[str, tuple[Call, Side]] = {"resid.in": (own, "input"), "resid.out": (own, "output")}
         for part, (weight, side) in _OWN.items():
-            piece = found.pieces.get(weight)
+            piece = found.pieces.get(weight) or found.chained.get(weight)
             if piece is not None and piece.linear.call is not None:
                 prefer[part] = self.flow.calls[piece.linear.call], side
         for part, place in sorted(found.nodes.items(), key=lambda item: Site(layer, item[0])):
@@ -146,9 +146,9 @@ class _Binder:
         times = self._times(site.layer)
         for call, side in [*first, *touching]:
             node = call.inp if side == "input" else call.out
-            shape = self.flow.nodes[node].shape if node is not None else ()
-            if self.uses[id(call.module)] == times and (turn := _turn(shape, place.width)) is not None:
-                split = _then(turn, None if place.columns is None else cut(place.columns, place.width))
+            layout = None if node is None else self.flow.layout(node, place.width)
+            if layout is not None and self.uses[id(call.module)] == times:
+                split = _read_tokens(layout, place.columns, place.width)
                 self.anatomy.taps[site] = BoundTap(call.module, Tap(call.path, side, split))
                 if times == 1 and (earlier := self.same.setdefault(place, site)) != site:
                     self.anatomy.same_as[site] = earlier
@@ -233,17 +233,9 @@ class _Binder:
             self._bind_tap(Site(None, "head.in"), Place(root, self.flow.nodes[root].shape[-1]))
 
 
-def _turn(shape: tuple[int, ...], width: int) -> Split | Literal["as it is"] | None:
-    """How to read a tensor as rows of tokens: as it is, with sample and position exchanged, or not at all."""
-    axes = [n for n in shape[:-1] if n != 1]
-    if shape[-1:] != (width,):
-        return None
-    if shape[:-1] == (NUM_POSITIONS, NUM_SAMPLES):
-        return lambda x, dims: x.transpose(0, 1)
-    return "as it is" if axes in ([NUM_SAMPLES, NUM_POSITIONS], [NUM_TOKENS]) else None
-
-
-def _then(turn: Split | Literal["as it is"], piece: Split | None) -> Split | None:
-    if isinstance(turn, str):
+def _read_tokens(layout: str, columns: tuple[int, ...] | None, width: int) -> Split | None:
+    """The split that gives rows sample by sample and the columns that are meant; None where the tensor is just that."""
+    piece = None if columns is None else cut(columns, width)
+    if layout == "sample position":
         return piece
-    return turn if piece is None else lambda x, dims: piece(turn(x, dims), dims)
+    return lambda x, dims: x.transpose(0, 1) if piece is None else piece(x.transpose(0, 1), dims)

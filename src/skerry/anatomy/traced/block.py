@@ -6,6 +6,7 @@ left out, and no linear layer gets a name that it does not earn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class Placed:
     Attributes:
         nodes: Part to where its tensor is.
         pieces: Weight part to linear layer.
+        chained: Weight part to a layer that has the part's output but reads another layer (low-rank chains): no weight site.
         norms: Norm part to norms (several where each head has its own).
         attention: The attention of the block.
         experts: The call of its routed experts.
@@ -62,6 +64,7 @@ class Placed:
 
     nodes: dict[str, Place] = field(default_factory=dict)
     pieces: dict[str, Piece] = field(default_factory=dict)
+    chained: dict[str, Piece] = field(default_factory=dict)
     norms: dict[str, list[Norm]] = field(default_factory=dict)
     attention: Attention | None = None
     experts: Call | None = None
@@ -123,13 +126,24 @@ class Block:
         linears = self.linears_behind(node)
         if len(linears) > 1 and len({lin.num_out for lin in linears}) == 1:
             # A low-rank addition (LoRA): the layer that reads the block counts, not the one that reads another layer.
-            linears = [lin for lin in linears if not self.behind(lin.inp).linears]
+            added = [lin for lin in linears if self.behind(lin.inp).linears]
+            linears = [lin for lin in linears if lin not in added]
+            if len(linears) == 1:
+                self.doubt_addition(linears[0], added)
         if len(linears) != 1:
             return None
         columns = self.flow.columns(linears[0], node)
         if not columns or sorted(columns) == list(range(linears[0].num_out)):
             return Piece(linears[0])
         return Piece(linears[0], tuple(columns))
+
+    def doubt_addition(self, lin: Linear, added: Sequence[Linear]) -> None:
+        """Say that a layer's output is not all that its place carries."""
+        if added:
+            names = " and ".join(self.own_name(other.name) for other in added)
+            self.placed.doubts.append(
+                f"{self.own_name(lin.name)} is measured alone, without {names} beside it"
+            )
 
     def carries_stream(self, node: int) -> bool:
         """Whether the block's input reaches a tensor without passing a product: it is on the residual stream, or normed from it."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from skerry.anatomy.traced.block import Block, Piece
-from skerry.anatomy.traced.flow import NONLINEAR, TOKENWISE, Behind, Linear
+from skerry.anatomy.traced.flow import Behind, Linear
+from skerry.anatomy.traced.operations import NONLINEAR, TOKENWISE
 from skerry.anatomy.traced.record import Call
 
 # Clamps limit both halves of some gated feed-forwards; they do not tell the gate.

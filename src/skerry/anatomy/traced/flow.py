@@ -9,119 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skerry.anatomy.traced.operations import LAYOUT, PRODUCTS, SAME, TOKENWISE
 from skerry.anatomy.traced.record import Call, Node, Ref, Trace
-
-# The same values in the same order; only the shape or the memory differs.
-_SAME = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "_reshape_alias",
-        "clone",
-        "alias",
-        "detach",
-        "unsqueeze",
-        "squeeze",
-        "lift_fresh",
-        "expand",
-        "dropout",
-        "_to_copy",
-        "slice",
-    ]
-)
-# Values move but do not change: these can be replayed on column numbers.
-_LAYOUT = _SAME | frozenset(
-    [
-        "t",
-        "transpose",
-        "permute",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "cat",
-        "stack",
-        "repeat",
-        "index_select",
-        "index",
-        "as_strided",
-        "flip",
-        "roll",
-        "unfold",
-        "repeat_interleave",
-    ]
-)
-PRODUCTS = frozenset(
-    ["mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mkldnn_linear", "_linear_pointwise"]
-)
-NONLINEAR = frozenset(
-    [
-        "silu",
-        "gelu",
-        "relu",
-        "sigmoid",
-        "tanh",
-        "erf",
-        "pow",
-        "elu",
-        "leaky_relu",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "mish",
-        "softplus",
-        "exp",
-        "square",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "maximum",
-        "minimum",
-        "log_sigmoid_forward",
-        "threshold",
-        "_prelu_kernel",
-        "abs",
-        "opaque",
-    ]
-)
-# Each output value depends on the values of its own token alone.
-TOKENWISE = (
-    _SAME
-    | NONLINEAR
-    | frozenset(
-        [
-            "native_layer_norm",
-            "rsqrt",
-            "mean",
-            "var",
-            "var_mean",
-            "rms_norm",
-            "_fused_rms_norm",
-            "sqrt",
-            "source",
-        ]
-    )
-    | frozenset(
-        [
-            "mul",
-            "add",
-            "sub",
-            "div",
-            "neg",
-            "where",
-            "addcmul",
-            "rsub",
-            "reciprocal",
-            "masked_fill",
-            "lerp",
-            "split",
-            "split_with_sizes",
-            "cat",
-            "write",
-            "index_add",
-        ]
-    )
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +51,20 @@ class Behind:
 
 
 class Flow:
-    """A trace with its index. A tensor's root is the earliest node with the same values in the same order."""
+    """A trace with its index.
 
-    def __init__(self, trace: Trace) -> None:
+    A tensor's root is the earliest node with the same values of every token: reshapes, copies and exchanges of sample and position lead
+    back to it.
+    """
+
+    def __init__(self, trace: Trace, *, num_samples: int, num_positions: int) -> None:
         self.trace, self.nodes, self.calls = trace, trace.nodes, trace.calls
+        self.num_samples, self.num_positions = num_samples, num_positions
         self.children: dict[int, list[int]] = {}
         self.roots: list[int] = []
+        self._positions_first: list[bool] = []
         for i, node in enumerate(self.nodes):
+            self._positions_first.append(self._begins_with_positions(node))
             self.roots.append(self._root(i, node))
             for parent in node.parents:
                 self.children.setdefault(parent, []).append(i)
@@ -180,12 +76,47 @@ class Flow:
         self.linears.sort(key=lambda lin: lin.out)
         self.by_out = {lin.out: lin for lin in self.linears}
 
+    def _begins_with_positions(self, node: Node) -> bool:
+        axes = tuple(n for n in node.shape[:-1] if n != 1)[:2]
+        if axes in ((self.num_samples, self.num_positions), (self.num_positions, self.num_samples)):
+            return axes[0] == self.num_positions
+        return bool(node.parents) and self._positions_first[node.parents[0]]
+
     def _root(self, i: int, node: Node) -> int:
-        if node.op not in _SAME or not node.parents or node.parents[0] >= i:
+        same = node.op in SAME or (node.op in ("permute", "transpose", "t") and self._keeps_tokens(node))
+        if not same or not node.parents or node.parents[0] >= i:
             return i
         parent = self.nodes[node.parents[0]]
         same = math.prod(parent.shape) == math.prod(node.shape) and parent.dtype == node.dtype
         return self.roots[node.parents[0]] if same else i
+
+    def _keeps_tokens(self, node: Node) -> bool:
+        """Whether only axes of size 1 change places, or sample and position."""
+        if node.replay is None or node.op == "t":
+            return False
+        shape = self.nodes[node.parents[0]].shape
+        order = list(range(len(shape)))
+        if node.op == "permute":
+            order = [d % len(shape) for d in node.replay[1][1]]
+        else:
+            a, b = node.replay[1][1:3]
+            order[a], order[b] = order[b], order[a]
+        kept = [d for d in order if shape[d] != 1]
+        if {shape[d] for d in kept[:2]} == {self.num_samples, self.num_positions} and len(kept) > 2:
+            kept[:2] = sorted(kept[:2])
+        return kept == sorted(kept)
+
+    def layout(self, i: int, width: int) -> str | None:
+        """How the tokens lie in a tensor: `sample position`, `position sample`, or None where its rows are not the tokens."""
+        shape = self.nodes[i].shape
+        axes = [n for n in shape[:-1] if n != 1]
+        if shape[-1:] != (width,):
+            return None
+        if axes == [self.num_samples * self.num_positions]:
+            return None if self._positions_first[i] else "sample position"
+        if shape[:-1] == (self.num_positions, self.num_samples):
+            return "position sample"
+        return "sample position" if axes == [self.num_samples, self.num_positions] else None
 
     # Linear layers
 
@@ -209,7 +140,7 @@ class Flow:
         """Name of the matrix parameter behind an operand, and whether it is stored [in, out]; None when it is data."""
         chain = []
         while (node := self.nodes[i]).param is None:
-            if not node.parents or node.op not in _LAYOUT or node.replay is None:
+            if not node.parents or node.op not in LAYOUT or node.replay is None:
                 return None
             chain.append(node)
             i = node.parents[0]
@@ -333,7 +264,7 @@ class Flow:
         return list(dict.fromkeys(flat[flat >= 0].tolist()))
 
     def _moved(self, node: Node, known: dict[int, Tensor], parents: list[int]) -> Tensor | None:
-        if node.op in _LAYOUT and node.replay is not None:
+        if node.op in LAYOUT and node.replay is not None:
             given = dict.fromkeys(node.parents, torch.tensor(0))
             for p in node.parents:
                 value = self.nodes[p].value

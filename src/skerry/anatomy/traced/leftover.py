@@ -75,7 +75,7 @@ def _runs_in(flow: Flow, lin: Linear, blocks: set[int]) -> bool:
 
 def _named(block: Block) -> set[int]:
     """Linear layers with a role; a second run of the same weights counts with the first."""
-    placed = [*block.placed.pieces.values(), *block.placed.shared[1].values()]
+    placed = [*block.placed.pieces.values(), *block.placed.chained.values(), *block.placed.shared[1].values()]
     pieces = [piece.linear for piece in placed]
     params = {lin.param for lin in pieces if lin.param is not None}
     return {id(lin) for lin in [*pieces, *block.linears] if lin in pieces or lin.param in params}

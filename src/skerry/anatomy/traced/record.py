@@ -171,6 +171,10 @@ class _Recorder(TorchDispatchMode):
                 self._add(t, Node(name, parents, tuple(t.shape), t.dtype, self._frame(), (*replay, place)))
         if name in ("_softmax", "_safe_softmax", "softmax") and not self.fused:
             self._softmax(args[0], result)
+        if name.startswith("_scaled_dot_product") and not self.fused:
+            q, k, v = (self.node(t) for t in args[:3])
+            out = self.node(tensors_of(result)[0])
+            self.trace.attention.append(Attention(self._frame(), q, k, v, None, out, False))
         return result
 
     def _write(self, t: Tensor, name: str, parents: tuple[int, ...]) -> None:

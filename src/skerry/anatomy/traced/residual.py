@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skerry.anatomy.traced.block import Block, Norm
-from skerry.anatomy.traced.flow import TOKENWISE
+from skerry.anatomy.traced.operations import TOKENWISE
 
 
 def place_residual(block: Block) -> None:
@@ -15,9 +15,7 @@ def place_residual(block: Block) -> None:
             norms[part] = [norm]
             if part.endswith(".add"):
                 block.put(part.removeprefix("norm."), norm.out)
-    mlp_in = block.root("mlp.in")
-    if mlp_in is not None:
-        _place_middle(block, mlp_in)
+    _place_middle(block)
 
 
 def _role(block: Block, norm: Norm) -> str | None:
@@ -35,10 +33,20 @@ def _role(block: Block, norm: Norm) -> str | None:
     return "norm.mlp" if norm.out == block.root("mlp.in") else None
 
 
-def _place_middle(block: Block, mlp_in: int) -> None:
-    """The stream that the feed-forward's norm reads (or the feed-forward itself), if something was added to it in this block."""
-    norm = next((n for n in block.norms if n.out == mlp_in), None)
-    middle = mlp_in if norm is None or block.is_stream(mlp_in) else norm.inp
-    made = block.behind(middle)
-    if middle >= block.since and block.is_stream(middle) and (made.linears or not made.ops <= TOKENWISE):
-        block.put("resid.mid", middle)
+def _place_middle(block: Block) -> None:
+    """The stream that the feed-forward's norm reads (or the feed-forward itself), if something was added to it in this block.
+
+    Where no feed-forward was placed, it is the stream that a norm reads after attention was added to it.
+    """
+    mlp_in, attn_out = block.root("mlp.in"), block.root("attn.out")
+    if mlp_in is not None:
+        norm = next((n for n in block.norms if n.out == mlp_in), None)
+        middles = [mlp_in if norm is None or block.is_stream(mlp_in) else norm.inp]
+    else:
+        middles = [n.inp for n in block.norms if attn_out is not None and block.is_made_from(n.inp, attn_out)]
+    for middle in middles:
+        made = block.behind(middle)
+        is_new = middle >= block.since and bool(made.linears or not made.ops <= TOKENWISE)
+        if is_new and block.carries_stream(middle) and block.is_stream(middle):
+            block.put("resid.mid", middle)
+            return

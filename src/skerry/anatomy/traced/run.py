@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from skerry.anatomy.attention import observe_attention
 from skerry.anatomy.model import Anatomy, find_trunk, run, text_config
 from skerry.anatomy.splits import Dims
 from skerry.anatomy.traced.calling import missing_arguments, ways_to_call
@@ -43,7 +44,11 @@ def record_forward(model: nn.Module) -> Recorded:
             ids = some_ids(vocabulary)
             stub = Anatomy(model, form, "traced", Dims(0, 0, 0, 0, 0), {}, {}, {}, {})
             try:
-                return Recorded(Flow(record(model, partial(run, stub, ids))), form, ids, notes)
+                # Under our attention implementation, as in a watch: flash and flex kernels would hide queries and keys.
+                with observe_attention(model, {}, lambda view: None):
+                    trace = record(model, partial(run, stub, ids))
+                flow = Flow(trace, num_samples=NUM_SAMPLES, num_positions=NUM_POSITIONS)
+                return Recorded(flow, form, ids, notes)
             except SkerryError:
                 raise
             except Exception as problem:  # a stranger's forward may raise anything
