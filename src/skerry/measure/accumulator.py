@@ -12,7 +12,7 @@ resumed run are the same thing. No accumulator keeps a whole activation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ Columns = dict[str, Any]
 class Accumulator(Protocol):
     """A mergeable statistic; see the module's docstring."""
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Any) -> None:
         """Take in what `other` has read."""
 
     def result(self) -> Any:
@@ -44,7 +44,7 @@ class Accumulator(Protocol):
         """Everything as named tensors."""
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, state: Mapping[str, Tensor]) -> Accumulator:
         """The accumulator that wrote `state`."""
 
 

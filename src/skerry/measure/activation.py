@@ -15,7 +15,7 @@ Medians of single tokens are taken of every eighth token there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -235,7 +235,7 @@ class ActivationStats:
         share = self.moments.mean_square
         share = share[np.isfinite(share)]
         low, high = (float(self.range[0].min()), float(self.range[1].max())) if count else (np.nan, np.nan)
-        num = self.counts
+        num = self.counts.tolist()
         quantiles = {"median": 0.5, "q99": 0.99, "q999": 0.999, "q9999": 0.9999}
         abs_max = max(-low, high)
         return {
@@ -310,7 +310,7 @@ class ActivationStats:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, state: Mapping[str, Tensor]) -> ActivationStats:
         """The accumulator that wrote `state`."""
         width, top_k, tokens, token_median = (int(v) for v in state["settings"])
         stats = cls(width, top_k, tokens=bool(tokens), token_median=bool(token_median))

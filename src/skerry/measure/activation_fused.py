@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,9 +22,6 @@ from skerry.measure.fused import (
 from skerry.measure.kernels import library
 from skerry.measure.places import Places
 from skerry.measure.sketch import NUM_BUCKETS
-
-if TYPE_CHECKING:
-    from skerry.measure.activation import ActivationStats
 
 _Arguments = structure(
     "Activation",
@@ -56,8 +53,14 @@ class FusedReading(NamedTuple):
     nonfinite: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_fused(stats: ActivationStats, x: Float[Tensor, "row channel"], at: Places) -> FusedReading | None:
-    """Read the measured rows into `stats`; None when the kernels cannot or shall not do it, and nothing was read."""
+def read_fused(stats: Any, x: Float[Tensor, "row channel"], at: Places) -> FusedReading | None:
+    """Read the measured rows into `stats`; None when the kernels cannot or shall not do it, and nothing was read.
+
+    Args:
+        stats: An ActivationStats, whose arrays the kernel adds to.
+        x: The activation.
+        at: Its measured rows.
+    """
     if not is_readable(x) or stats.top_k > MAX_LIST or not x.shape[1]:
         return None
     work = len(at) * x.shape[1]
@@ -100,7 +103,7 @@ class _Room:
         )
 
 
-def _arguments(stats: ActivationStats, x: Tensor, at: Places, room: _Room) -> ctypes.Structure:
+def _arguments(stats: Any, x: Tensor, at: Places, room: _Room) -> ctypes.Structure:
     return _Arguments(
         x=x.data_ptr(),
         row_stride=x.stride(0),

@@ -12,12 +12,13 @@ Limit: equal logits give alpha_k = mean over i >= k of 1/(i + 1) under a causal 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from skerry.anatomy.attention import AttentionView
 from skerry.corpus.batch import Batch
 from skerry.measure.accumulator import Columns, check_same, pack, prefixed, unpack
 from skerry.measure.attention_fused import read_fused
@@ -29,50 +30,6 @@ SINK_SHARE = 0.3
 """A key that receives more than this share from the queries that see it is a sink (Gu et al. 2410.10781)."""
 SINK_QUERIES = 8
 """Keys that fewer queries can see are never called sinks: under a causal mask the last key is seen by one."""
-
-
-class View(Protocol):
-    """One layer's attention as its softmax sees it; `anatomy.AttentionView` is one. Either query and key, or logits."""
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads."""
-
-    @property
-    def scale(self) -> float:
-        """Factor on the product of query and key."""
-
-    @property
-    def softcap(self) -> float | None:
-        """Logits are softcap * tanh(logits / softcap) before masking."""
-
-    @property
-    def sink_logits(self) -> Tensor | None:
-        """[head], learned logits that take mass and carry no value."""
-
-    @property
-    def mask(self) -> Tensor | None:
-        """Bool, True where visible, or additive; broadcasts to [sample, head, query, key]."""
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether query i sees only keys up to i, on top of the mask."""
-
-    @property
-    def query(self) -> Tensor | None:
-        """[sample, head, query, channel]."""
-
-    @property
-    def key(self) -> Tensor | None:
-        """[sample, kv_head, key, channel]."""
-
-    @property
-    def value(self) -> Tensor | None:
-        """[sample, kv_head, key, channel]; None where the architecture hides it."""
-
-    @property
-    def logits(self) -> Tensor | None:
-        """[sample, head, query, key], scaled and masked, where the model computes them itself."""
 
 
 class AttentionResult(NamedTuple):
@@ -119,7 +76,7 @@ class AttentionStats:
             2, 3
         )  # received, sink heads; occurrences, inputs, exposure summed over heads
 
-    def update(self, view: View, batch: Batch) -> None:
+    def update(self, view: AttentionView, batch: Batch) -> None:
         """Read the attention of one layer in one forward.
 
         Args:
@@ -255,7 +212,7 @@ class AttentionStats:
         return pack({n: getattr(self, n) for n in _ARRAYS}) | prefixed("tokens.", self.tokens.state())
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, state: Mapping[str, Tensor]) -> AttentionStats:
         """The accumulator that wrote `state`."""
         arrays = unpack(state)
         stats = cls(arrays["head_sums"].shape[1], *arrays["value_norm"].shape)
@@ -286,5 +243,5 @@ _ARRAYS = (
 
 def _norms(value: Tensor) -> np.ndarray:
     """Euclidean norms [sample, kv_head, key] of the value vectors; 0 where one is not finite."""
-    norms = torch.linalg.vector_norm(value, dim=-1, dtype=torch.promote_types(value.dtype, torch.float32))
+    norms = torch.linalg.vector_norm((value.cpu() if value.device.type == "mps" else value).double(), dim=-1)
     return norms.nan_to_num(nan=0.0, posinf=0.0).cpu().numpy()

@@ -9,19 +9,16 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from skerry.anatomy.attention import AttentionView
 from skerry.measure.attention_reading import HIDDEN, AttentionReading
 from skerry.measure.fused import pointer, scratch, structure
 from skerry.measure.kernels import library
 from skerry.measure.kernels.build import Library
-
-if TYPE_CHECKING:
-    from skerry.measure.attention import View
 
 _Arguments = structure(
     "Attention",
@@ -45,7 +42,7 @@ class _Block:
     first_query: int
 
 
-def read_fused(view: View, keep: np.ndarray) -> AttentionReading | None:
+def read_fused(view: AttentionView, keep: np.ndarray) -> AttentionReading | None:
     """Read one layer; None when the kernels cannot or shall not do it. Arguments as those of `read_plain`."""
     source = view.logits if view.logits is not None else view.query
     if source is None or source.device.type != "cpu" or source.dtype not in _FLOATS:
@@ -67,7 +64,7 @@ def _given(logits: Tensor) -> Iterator[_Block]:
         yield _Block(part if part.stride(3) == 1 else part.contiguous(), b, 0)
 
 
-def _products(view: View) -> Iterator[_Block]:
+def _products(view: AttentionView) -> Iterator[_Block]:
     """Scaled products of queries and keys; under a causal mask without the keys that no query of the block sees."""
     assert view.query is not None and view.key is not None
     num, heads, length, width = view.query.shape
@@ -101,7 +98,9 @@ def _room(size: int) -> Tensor:
 class _Call:
     """The arguments of the kernel; what differs from block to block is set in `read`."""
 
-    def __init__(self, view: View, keep: np.ndarray, kernels: Library, reading: AttentionReading) -> None:
+    def __init__(
+        self, view: AttentionView, keep: np.ndarray, kernels: Library, reading: AttentionReading
+    ) -> None:
         self.kernels = kernels
         self.reading = reading
         self.keep = None if keep.all() else np.ascontiguousarray(keep).view(np.uint8)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from skerry.measure.attention import View
+from skerry.anatomy.attention import AttentionView
 
 # An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
 HIDDEN = -5000.0
@@ -78,7 +77,7 @@ class Block(NamedTuple):
     visible: Tensor
 
 
-def read_plain(view: View, keep: np.ndarray) -> AttentionReading:
+def read_plain(view: AttentionView, keep: np.ndarray) -> AttentionReading:
     """Read one layer.
 
     Args:
@@ -92,7 +91,7 @@ def read_plain(view: View, keep: np.ndarray) -> AttentionReading:
     return total
 
 
-def _blocks(view: View, b: int, keep: np.ndarray) -> Iterator[Block]:
+def _blocks(view: AttentionView, b: int, keep: np.ndarray) -> Iterator[Block]:
     source = view.logits if view.logits is not None else view.query
     assert source is not None, "an attention view has either logits or query and key"
     device = torch.device("cpu") if source.device.type == "mps" else source.device
@@ -108,7 +107,7 @@ def _blocks(view: View, b: int, keep: np.ndarray) -> Iterator[Block]:
         yield Block(logits, visible)
 
 
-def _logits(view: View, b: int, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _logits(view: AttentionView, b: int, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scaled, capped and biased logits [head, query, key] in float64, and what the mask leaves visible."""
     if view.logits is not None:
         logits = view.logits[b][:, rows.to(view.logits.device)].to(device).double()

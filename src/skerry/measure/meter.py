@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -114,7 +113,7 @@ class Meter:
         parts: Iterable[str] | None = None,
         *,
         attention: bool = True,
-    ) -> Self:
+    ) -> Meter:
         """A meter that goes on where `state` stopped."""
         meter = cls(anatomy, parts, attention=attention)
         meter.num_samples = int(state["num_samples"])

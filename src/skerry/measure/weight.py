@@ -8,7 +8,7 @@ Any view with stride 1 along one axis is read in place; so a transposed matrix c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class WeightResult(NamedTuple):
         matrix: One row of `matrices`.
         lines: Columns of `lines`: all rows, then all columns.
         entries: Columns of `entries`.
-        nonfinite: Columns of `nonfinite`: sample is -1, position the row, channel the column; kind is "nan" or "inf".
+        nonfinite: Columns of `nonfinite` without the sample: position is the row, channel the column; kind is "nan" or "inf".
     """
 
     matrix: Columns
@@ -185,7 +185,6 @@ class WeightStats:
             entries={"rank": np.arange(len(self.largest)), **self.largest.columns},
             nonfinite={
                 "kind": np.where(missing["kind"] == 0, "nan", "inf"),
-                "sample": np.full(len(missing["row"]), -1),
                 "position": missing["row"],
                 "channel": missing["column"],
             },
@@ -230,7 +229,7 @@ class WeightStats:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, state: Mapping[str, Tensor]) -> WeightStats:
         """The accumulator that wrote `state`."""
         stats = cls(*(int(v) for v in state["settings"]))
         stats.counts = state["counts"].numpy().copy()
