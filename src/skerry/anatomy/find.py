@@ -22,12 +22,14 @@ class Found(NamedTuple):
         reference: What the user wrote.
         path: The folder or file; for the hub, the folder of the cache that holds config.json.
         name: A short name for reports.
+        cached_only: The hub cannot be reached: only its cache is read.
     """
 
     kind: str
     reference: str
     path: Path
     name: str
+    cached_only: bool = False
 
     @property
     def for_transformers(self) -> str:
@@ -91,9 +93,10 @@ def _hint(path: Path) -> str:
 def _on_the_hub(reference: str, path: Path) -> Found:
     from transformers.utils import cached_file  # type: ignore[attr-defined]
 
+    cached_only = not reachable()
     try:
         with hushed():
-            config = cached_file(reference, "config.json")
+            config = cached_file(reference, "config.json", local_files_only=cached_only)
     except Exception as error:  # the hub's client raises its own, requests' and the operating system's errors
         if "config.json" in str(error) and "couldn't connect" not in str(error):
             raise BrokenModel(
@@ -102,7 +105,22 @@ def _on_the_hub(reference: str, path: Path) -> Found:
         raise UnknownModel(f"no model {reference!r}: {_why_not(reference, path, error)}") from error
     if config is None:
         raise UnknownModel(f"no model {reference!r} here or on the hub")
-    return Found("hub", reference, Path(config).parent, reference)
+    return Found("hub", reference, Path(config).parent, reference, cached_only)
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all: asked once, because its client asks for half a minute before it gives up."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with hushed():
+            get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # no route, no name, no proxy, no certificate: the HTTP library has a class for each
+        return False
+    return True
 
 
 def _why_not(reference: str, path: Path, error: Exception) -> str:

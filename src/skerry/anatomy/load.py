@@ -269,6 +269,8 @@ def _build(auto: Any, found: Found, **options: Any) -> tuple[nn.Module, list[str
     """
     try:
         with hushed() as said:
+            if found.cached_only:
+                options["local_files_only"] = True
             built, info = auto.from_pretrained(found.for_transformers, output_loading_info=True, **options)
     except ImportError as error:
         raise MissingExtra(

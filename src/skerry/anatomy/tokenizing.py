@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from skerry.anatomy.checkpoint import has_tokenizer
-from skerry.anatomy.find import Found
+from skerry.anatomy.find import Found, reachable
 from skerry.anatomy.hush import hushed, one_line
 from skerry.choices import Choice
 from skerry.errors import BadTokens, BrokenModel, RemoteCodeRefused, UnknownModel
@@ -35,7 +35,8 @@ def load_tokenizer(
         return _read(found.for_transformers, found.reference, gguf_file=found.path.name)
     if found.kind == "folder" and not has_tokenizer(found.path):
         return None, [f"{found.path} has no tokenizer: text cannot be read, random token ids can"]
-    return _read(found.for_transformers, found.reference, trust_remote_code=trust_remote_code)
+    options = {"local_files_only": True} if found.cached_only else {}
+    return _read(found.for_transformers, found.reference, trust_remote_code=trust_remote_code, **options)
 
 
 def tokenizer_of(model: nn.Module, wanted: Any) -> tuple[Tokenizer, list[str], Choice[str] | None]:
@@ -80,9 +81,10 @@ def _asked_for(wanted: Any, *, trust_remote_code: bool = False) -> tuple[Tokeniz
         raise UnknownModel(f"{wanted} has no tokenizer: tokenizer.json or tokenizer_config.json is expected")
     if isinstance(wanted, Path) and not path.exists():
         raise UnknownModel(f"no tokenizer {str(wanted)!r}: there is no such folder")
-    return _read(
-        str(path) if path.exists() else str(wanted), str(wanted), trust_remote_code=trust_remote_code
-    )
+    if path.exists():
+        return _read(str(path), str(wanted), trust_remote_code=trust_remote_code)
+    cached_only = not reachable()
+    return _read(str(wanted), str(wanted), trust_remote_code=trust_remote_code, local_files_only=cached_only)
 
 
 def _read(place: str, reference: str, **options: Any) -> tuple[Tokenizer, list[str]]:

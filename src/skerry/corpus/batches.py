@@ -30,7 +30,7 @@ _GROUP = 32  # stretches tokenized at once
 _SLACK = 1.25  # a stretch holds this many windows, so that one fits where text is dense in tokens
 _AMPLE = 2.5  # text this many times longer than needed is drawn in stretches
 
-Ids = Int32[np.ndarray, "token"]
+Ids = Int32[np.ndarray, "_"]  # tokens; rows of one list differ in length
 
 
 def batches(
