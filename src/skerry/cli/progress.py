@@ -78,7 +78,7 @@ class Bars:
 
 
 def plural(unit: str) -> str:
-    """batch -> batches, matrix -> matrices."""
+    """Batch -> batches, matrix -> matrices."""
     if unit.endswith("ix"):
         return unit[:-2] + "ices"
     return unit + ("es" if unit.endswith(("ch", "s", "x")) else "s")

@@ -6,6 +6,7 @@ from skerry.corpus.builtin import builtin
 from skerry.corpus.corpus import Corpus
 from skerry.corpus.feed import CorpusCard, Feed
 from skerry.corpus.read import from_text, read
+from skerry.corpus.sentences import sentences
 from skerry.corpus.tensors import from_tensors, random_tokens
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "from_text",
     "random_tokens",
     "read",
+    "sentences",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from skerry.anatomy import parse_parts
+from skerry.anatomy.sites import parse_parts
 from skerry.errors import UnknownOption, near_matches
+
+DEFAULT_FOLDER = Path("skerry-runs")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Options:
         """
         return None if self.sites is None else parse_parts(self.sites)
 
+    def plain(self) -> dict[str, Any]:
+        """What decides the result, as plain values: threads and place decide nothing."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("threads", "out")}
+
     def check(self) -> None:
         """Refuse what cannot be meant, before anything is loaded.
 
@@ -79,3 +86,8 @@ class Options:
             raise UnknownOption(
                 f"bos is {self.bos!r}; it must be auto, with or without{f'; did you mean {near}?' if near else ''}"
             )
+
+
+def slug(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "model"

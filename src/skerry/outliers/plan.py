@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -17,15 +16,14 @@ from torch import nn
 
 import skerry
 from skerry.choices import Choice
-from skerry.corpus import CorpusCard, Feed, batches, from_tensors, random_tokens, read
+from skerry.corpus import Feed, batches, from_tensors, random_tokens, read, sentences
 from skerry.corpus.special import wrapping
-from skerry.outliers.options import Options
+from skerry.outliers.options import DEFAULT_FOLDER, Options, slug
 
 if TYPE_CHECKING:
     from skerry.anatomy import Anatomy
     from skerry.anatomy.load import Loaded
 
-DEFAULT_FOLDER = Path("skerry-runs")
 # What a batch holds: enough tokens to fill two cores, few enough that one block's tensors stay small.
 TOKENS_PER_BATCH = 4096
 WIDTH_OF_BATCH = 1024
@@ -86,8 +84,7 @@ def make_plan(model: str | Path | nn.Module | None, data: Any, options: Options)
         trust_remote_code=options.trust_remote_code,
         tokenizer=options.tokenizer,
     )
-    num_parameters = sum(p.numel() for p in loaded.model.parameters())
-    threads = choose_threads(num_parameters, requested=options.threads)
+    threads = choose_threads(loaded.num_parameters, requested=options.threads)
     torch.set_num_threads(threads.value)
     anatomy = resolve(loaded.model)
     seconds = {"load": time.perf_counter() - start}
@@ -118,8 +115,8 @@ def make_feed(
     loaded: Loaded, anatomy: Anatomy, data: Any, options: Options, choices: dict[str, Choice[Any]]
 ) -> Feed:
     """The batches, from text, files or token ids; sizes that were not asked for are chosen here."""
-    vocab_size = getattr(anatomy.config, "vocab_size", None)
-    limit = max_positions(loaded, anatomy)
+    vocab_size = loaded.vocab_size
+    limit = max_positions(loaded)
     if data is not None and not isinstance(data, (str, Path)):
         size = options.batch_size
         return from_tensors(
@@ -150,8 +147,9 @@ def make_feed(
             exclude=special,
             max_positions=limit,
         )
+    corpus = read(data)
     return batches(
-        read(data),
+        sentences(corpus) if whole else corpus,
         tokenizer,
         samples=samples,
         tokens=tokens,
@@ -176,7 +174,7 @@ def sizes(
     if tokens is None:
         tokens = 128 if whole else 256
         why = (
-            "this model reads whole passages: one paragraph per input"
+            "the longest; this model reads whole passages: one sentence per input"
             if whole
             else "sinks and spikes show within it"
         )
@@ -198,19 +196,11 @@ def batch_size_for(options: Options, hidden: int, tokens: int, choices: dict[str
     return size
 
 
-def max_positions(loaded: Loaded, anatomy: Anatomy) -> int | None:
+def max_positions(loaded: Loaded) -> int | None:
     """Longest sequence that the model can read; None where nothing limits it."""
-    limits = [
-        getattr(anatomy.config, "max_position_embeddings", None),
-        getattr(loaded.tokenizer, "model_max_length", None),
-    ]
+    limits = [loaded.max_positions, getattr(loaded.tokenizer, "model_max_length", None)]
     known = [int(n) for n in limits if isinstance(n, int) and 0 < n < 10**9]
     return min(known, default=None)
-
-
-def slug(name: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "model"
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -232,8 +222,3 @@ def facts(plan: Plan) -> dict[str, Any]:
         "preset": plan.options.preset,
         "warnings": list(plan.loaded.warnings),
     }
-
-
-def bos_words(card: CorpusCard) -> str:
-    """Which token starts each input, and who put it there."""
-    return card.bos

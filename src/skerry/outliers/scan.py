@@ -23,6 +23,8 @@ def scan(
     data: Any = None,
     options: Options | None = None,
     progress: Progress | None = None,
+    *,
+    asked: str | None = None,
 ) -> Run:
     """Scan a model into a run directory.
 
@@ -32,6 +34,7 @@ def scan(
             built-in corpus.
         options: What to do; the defaults suit a first look.
         progress: Told how far it is.
+        asked: Key by which a repeated request finds its answer.
 
     Returns:
         The finished run; its `summary.json` holds findings and profiles.
@@ -47,14 +50,14 @@ def scan(
     with Run.begin(plan.path, plan.request, facts(plan)) as run:
         run.log(f"scan of {plan.loaded.name}: {plan.feed.card}")
         try:
-            _stages(run, plan, progress)
+            _stages(run, plan, progress, asked)
         except BaseException as error:
             run.log(f"stopped: {type(error).__name__}: {error}")
             raise
         return run
 
 
-def _stages(run: Run, plan: Plan, progress: Progress) -> None:
+def _stages(run: Run, plan: Plan, progress: Progress, asked: str | None) -> None:
     options, parts = plan.options, plan.options.parts()
     read_activations(
         run,
@@ -70,7 +73,7 @@ def _stages(run: Run, plan: Plan, progress: Progress) -> None:
     if options.weights:
         read_weights(run, plan.key("weights"), plan.anatomy, parts=parts, progress=progress)
     key = plan.key("findings", preset=options.preset, detectors=DETECTORS_VERSION)
-    if run.finished("findings", key):
+    if run.finished("findings", key) and run.record.stages["findings"].asked == asked:
         return
     start = time.perf_counter()
     progress.start("looking for outliers", 1, "run")
@@ -115,7 +118,7 @@ def model_card(plan: Plan) -> ModelCard:
         num_layers=anatomy.dims.num_layers,
         hidden_size=anatomy.dims.hidden,
         num_heads=anatomy.dims.num_heads if anatomy.attention else None,
-        num_parameters=sum(p.numel() for p in anatomy.model.parameters()),
+        num_parameters=plan.loaded.num_parameters,
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
         num_samples=card.num_samples,

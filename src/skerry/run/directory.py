@@ -156,6 +156,7 @@ class Run:
         tables: Mapping[str, pa.Table] | None = None,
         texts: Mapping[str, str] | None = None,
         seconds: float = 0.0,
+        asked: str | None = None,
     ) -> None:
         """Write a stage's results and point to them; its partial results go.
 
@@ -165,11 +166,12 @@ class Run:
             tables: Parquet tables by name.
             texts: Text files by file name, e.g. `summary.json`.
             seconds: Time that the stage took.
+            asked: Key of the whole request, see `skerry.run.repeat`.
         """
         files = {name: self._write_table(name, table) for name, table in (tables or {}).items()}
         files |= {name: self._write_text(name, text) for name, text in (texts or {}).items()}
         old = self.record.stages.get(stage)
-        record = StageRecord(inputs=inputs, files=files, seconds=seconds, finished=time.time())
+        record = StageRecord(inputs=inputs, files=files, seconds=seconds, finished=time.time(), asked=asked)
         partials = {k: v for k, v in self.record.partials.items() if k != stage}
         gone = [self.record.partials[stage].path] if stage in self.record.partials else []
         self.record = self.record.model_copy(

@@ -39,6 +39,8 @@ class StageRecord(Entry):
     """Time that it took."""
     finished: float
     """When it was finished, in seconds since 1970."""
+    asked: str | None = None
+    """Key of the whole request, by which a repeated command finds its answer."""
 
 
 class RunRecord(Entry):
