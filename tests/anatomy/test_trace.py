@@ -16,7 +16,9 @@ from skerry.anatomy import Site, capture, resolve, run, watch
 from skerry.anatomy.resolve import trace
 from skerry.anatomy.traced import numbers, some_ids
 from skerry.anatomy.traced.block import cut
+from skerry.corpus.batch import Batch
 from skerry.errors import BadTokens, BrokenModel, UnresolvedArchitecture
+from skerry.measure.meter import Meter
 
 IDS = some_ids(48)
 # What a projection reads, its weight, what it writes.
@@ -163,6 +165,15 @@ def test_an_undeclared_architecture_is_placed_as_far_as_its_data_flow_shows(name
         probs = found[Site(layer, "attn.probs")]
         assert probs.shape[:2] == (2, anatomy.dims.num_heads)
         torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs.sum(-1)))
+
+
+@pytest.mark.parametrize("name", strangers.CONFIGS)
+def test_every_place_of_a_stranger_can_be_measured(name):
+    anatomy, ids = resolved(name), torch.randint(4, 40, (3, 12), generator=torch.Generator().manual_seed(0))
+    meter = Meter(anatomy)
+    meter.read(Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(3)))
+    measured = {anatomy.same_as.get(site, site) for site in anatomy.taps}
+    assert measured <= set(meter.activations) and sorted(meter.attentions) == sorted(anatomy.attention)
 
 
 @pytest.mark.parametrize("name", ["mpt", "gpt_neo", "nemotron", "persimmon", "biogpt", "jamba"])

@@ -9,7 +9,7 @@ from skerry.anatomy.families import family_of
 from skerry.anatomy.model import Anatomy, bind, dims_of, find_trunk, get, run
 from skerry.anatomy.quiet import check_weights, quiet
 from skerry.anatomy.sites import Site
-from skerry.anatomy.traced import NUM_TOKENS, numbers, some_ids, trace_anatomy
+from skerry.anatomy.traced import numbers, trace_anatomy
 from skerry.anatomy.watch import probe, watch
 
 
@@ -43,12 +43,12 @@ def trace(model: nn.Module) -> Anatomy:
         UnresolvedArchitecture: No list of blocks was found.
     """
     with quiet(model):
-        anatomy = trace_anatomy(model)
-        _check(anatomy)
+        anatomy, ids = trace_anatomy(model)
+        _check(anatomy, ids)
     return anatomy
 
 
-def _check(anatomy: Anatomy) -> None:
+def _check(anatomy: Anatomy, ids: Tensor) -> None:
     """Drop every place that does not show one row per token when it is watched."""
     fired: dict[Site, int] = {}
     scored: set[int] = set()
@@ -60,13 +60,10 @@ def _check(anatomy: Anatomy) -> None:
     def attend(view: AttentionView) -> None:
         scored.add(view.layer)
 
-    vocabulary = getattr(anatomy.config, "vocab_size", None)
-    embed = anatomy.matrices.get(Site(None, "w.embed"))
-    size = embed.parameter.shape[0] if embed is not None else vocabulary
     with watch(anatomy, on_activation=look, on_attention=attend):
-        run(anatomy, some_ids(int(size or NUM_TOKENS)))
+        run(anatomy, ids)
     hooked = {anatomy.same_as.get(site, site) for site in anatomy.taps}
-    silent = {site for site in hooked if fired.get(site) != NUM_TOKENS}
+    silent = {site for site in hooked if fired.get(site) != ids.numel()}
     gone = {site for site in anatomy.taps if anatomy.same_as.get(site, site) in silent}
     for site in gone:
         del anatomy.taps[site]

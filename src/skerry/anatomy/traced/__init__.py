@@ -2,6 +2,6 @@
 
 from skerry.anatomy.traced.bind import trace_anatomy
 from skerry.anatomy.traced.leftover import numbers
-from skerry.anatomy.traced.run import NUM_TOKENS, some_ids
+from skerry.anatomy.traced.run import some_ids
 
-__all__ = ["NUM_TOKENS", "numbers", "some_ids", "trace_anatomy"]
+__all__ = ["numbers", "some_ids", "trace_anatomy"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,7 +40,14 @@ _OWN: dict[str, tuple[str, Side]] = {
 }
 
 
-def trace_anatomy(model: nn.Module) -> Anatomy:
+class Traced(NamedTuple):
+    """A traced anatomy and the ids of its forward, which the model is known to take."""
+
+    anatomy: Anatomy
+    ids: Tensor
+
+
+def trace_anatomy(model: nn.Module) -> Traced:
     """Name the places of a model from the data flow of one forward of 2 x 8 tokens.
 
     Raises:
@@ -53,7 +60,7 @@ def trace_anatomy(model: nn.Module) -> Anatomy:
             f"{type(model).__name__} has no list of blocks that hand a residual stream [sample, position, width] to each other; "
             "skerry measures models made of such blocks. If yours is, give the inner module that holds their list"
         )
-    return _Binder(model, recorded, passes).bind()
+    return Traced(_Binder(model, recorded, passes).bind(), recorded.ids)
 
 
 def _place(flow: Any, step: Pass) -> Block:
