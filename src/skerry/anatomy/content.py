@@ -26,7 +26,7 @@ def content_key(model: nn.Module) -> str:
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "to_dict"):
-        digest.update(_stable(config.to_dict()).encode())
+        digest.update(repr(_stable(config.to_dict())).encode())
     digest.update(type(model).__name__.encode())
     for kind in (model.named_parameters(), model.named_buffers()):
         for name, tensor in kind:
@@ -58,8 +58,27 @@ def fold(tensor: Tensor) -> Int64[Tensor, "block column"]:
     return torch.cat([*sums, tail])
 
 
-def _stable(config: dict[str, Any]) -> str:
-    """The configuration without what says how it is run or where it came from."""
-    left_out = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
-    kept = {k: v for k, v in config.items() if k not in left_out and "attn_implementation" not in k}
-    return repr(sorted((k, repr(v)) for k, v in kept.items()))
+# How a model is run, what class read it and where it came from change no number.
+_NOT_CONTENT = frozenset(
+    [
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "architectures",
+        "auto_map",
+        "use_cache",
+    ]
+)
+
+
+def _stable(value: Any) -> Any:
+    """A configuration in a fixed order, without what does not decide a number and without what is not set."""
+    if not isinstance(value, dict):
+        return value
+    kept = {
+        k: v
+        for k, v in value.items()
+        if k not in _NOT_CONTENT and "attn_implementation" not in str(k) and v is not None
+    }
+    return [(k, _stable(kept[k])) for k in sorted(kept, key=str)]

@@ -92,6 +92,7 @@ def _stages(run: Run, plan: Plan, progress: Progress, asked: str | None) -> None
         key,
         texts={"summary.json": summary.model_dump_json()},
         seconds=time.perf_counter() - start,
+        asked=asked,
     )
     progress.done()
 
