@@ -40,8 +40,7 @@ def ignore(*_):
 
 
 @every_family
-@pytest.mark.parametrize("kernel", [None, "eager"])
-@pytest.mark.parametrize("padding", [None, "right", "left"])
+@pytest.mark.parametrize(("kernel", "padding"), [(None, None), (None, "right"), ("eager", "left")])
 def test_the_result_is_the_same_while_watched_and_everything_is_restored(name, kernel, padding):
     model = zoo.tiny(name, attention=kernel)
     anatomy = resolve(model)

@@ -94,23 +94,27 @@ def _by_module(
 def _hook(
     anatomy: Anatomy, module: nn.Module, side: str, sites: list[tuple[Site, Tap]], show: OnActivation
 ) -> Iterator[None]:
-    def deliver(x: Tensor | None) -> None:
-        if x is None:
-            return
-        for site, tap in sites:
-            piece = x if tap.split is None else tap.split(x, anatomy.dims)
-            show(site, rows_of(piece), None)
-
     if side == "input":
         handle = module.register_forward_pre_hook(
-            lambda _m, args, kwargs: deliver(first_tensor(args, kwargs)), with_kwargs=True
+            lambda _m, args, kwargs: _deliver(anatomy, sites, show, first_tensor(args, kwargs)),
+            with_kwargs=True,
         )
     else:
-        handle = module.register_forward_hook(lambda _m, _a, out: deliver(first_tensor(out)))
+        handle = module.register_forward_hook(
+            lambda _m, _a, out: _deliver(anatomy, sites, show, first_tensor(out))
+        )
     try:
         yield
     finally:
         handle.remove()
+
+
+def _deliver(anatomy: Anatomy, sites: list[tuple[Site, Tap]], show: OnActivation, x: Tensor | None) -> None:
+    if x is None:
+        return
+    for site, tap in sites:
+        piece = x if tap.split is None else tap.split(x, anatomy.dims)
+        show(site, rows_of(piece), None)
 
 
 @contextmanager
