@@ -106,9 +106,9 @@ def ratios(name: str, rounds: int, threads: int) -> dict[str, object]:
 
 def warm_kernels() -> float:
     """Seconds that building the kernels took in this process; near 0 when they were cached."""
-    from skerry.measure.kernels import ready
+    from skerry.measure.kernels import prepare
 
-    return timed(ready)
+    return prepare().seconds
 
 
 def weight_bandwidth(anatomy, rounds: int) -> float:

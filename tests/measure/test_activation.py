@@ -44,7 +44,7 @@ def naive(x, batch, rows=None):
     samples = np.unique(which)
     rms = np.sqrt((x**2).mean(1, keepdims=True))
     size = np.stack([np.abs(x[which == s]).max(0) for s in samples])
-    extreme = np.stack([x[which == s][np.abs(x[which == s]).argmax(0), range(x.shape[1])] for s in samples])
+    highest, lowest = (np.stack([f(x[which == s], axis=0) for s in samples]) for f in (np.max, np.min))
     ratio = size / np.median(size, axis=1, keepdims=True)
     width = x.shape[1]
     k = max(1, width // 100)
@@ -65,7 +65,7 @@ def naive(x, batch, rows=None):
         "num_nonfinite": np.zeros(width, int),
         "top": top.sum(0),
         "top_k": np.full(width, k),
-        "positive": (extreme > 0).sum(0),
+        "positive": ((highest >= -lowest) & (highest > 0)).sum(0),
         "abs_max_mean": size.mean(0),
         **{f"high_{r}": (ratio >= r).sum(0) for r in HIGH_RATIOS},
     }
@@ -115,7 +115,7 @@ def _grouped(key, big, norm, massive, which=None):
 
 def check(result, truth, assert_same, *, rtol=2e-5):
     channels, site, places = truth
-    assert_same(result.channels, channels, rtol=rtol, atol=1e-9)
+    assert_same(result.channels, channels, rtol=rtol, atol=1e-5)
     assert_same({n: result.site[n] for n in site}, site, rtol=rtol, atol=1e-7)
     if result.positions is None:
         return
@@ -125,7 +125,9 @@ def check(result, truth, assert_same, *, rtol=2e-5):
             assert_same({n: columns[n][i] for n in row}, row, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 40), (2, 150, 300), (1, 1, 5), (4, 7, 1), (2, 33, 16), (1, 300, 33)])
+@pytest.mark.parametrize(
+    "shape", [(3, 20, 40), (2, 150, 300), (1, 1, 5), (4, 7, 1), (2, 33, 16), (1, 300, 33)]
+)
 def test_statistics_are_those_of_the_definition(shape, path, make_batch, assert_same):
     x, batch = draw(*shape), make_batch(*shape[:2], first=7)
     if shape[2] == 1 or shape[1] == 1:
@@ -144,7 +146,9 @@ def test_all_float_types(dtype, path, make_batch, assert_same):
     check(read(x, batch, tokens=True).result(), naive(x, batch), assert_same)
 
 
-@pytest.mark.parametrize("padding", [{"lengths": [20, 11, 1]}, {"left": [0, 7, 19]}, {"lengths": [0, 20, 15]}])
+@pytest.mark.parametrize(
+    "padding", [{"lengths": [20, 11, 1]}, {"left": [0, 7, 19]}, {"lengths": [0, 20, 15]}]
+)
 def test_padding_is_never_measured(padding, path, make_batch, assert_same):
     x, batch = draw(3, 20, 40), make_batch(3, 20, **padding)
     x[~batch.keep.flatten()] = torch.nan
@@ -164,7 +168,11 @@ def test_experts_measure_the_tokens_that_were_routed_to_them(path, make_batch, a
 def test_an_expert_without_tokens_has_nothing_to_say(path, make_batch):
     stats = read(torch.zeros(0, 8), make_batch(2, 3), torch.zeros(0, dtype=torch.int64), tokens=True)
     result = stats.result()
-    assert result.site["num_tokens"] == 0 and np.isnan(result.site["abs_max"]) and np.isnan(result.site["median"])
+    assert (
+        result.site["num_tokens"] == 0
+        and np.isnan(result.site["abs_max"])
+        and np.isnan(result.site["median"])
+    )
     assert np.isnan(result.channels["mean"]).all() and len(result.positions["position"]) == 0
 
 
@@ -173,7 +181,7 @@ def test_views_with_gaps_between_rows_are_read_in_place(path, make_batch, assert
     view = wide[:, 30:70]
     assert_same(read(view, batch).result(), read(view.contiguous(), batch).result(), rtol=0)
     transposed = view.T.contiguous().T
-    assert_same(read(transposed, batch).result(), read(view, batch).result(), rtol=2e-5, atol=1e-9)
+    assert_same(read(transposed, batch).result(), read(view, batch).result(), rtol=2e-5, atol=1e-5)
 
 
 def test_quantiles_of_the_site(path, make_batch):
@@ -187,7 +195,7 @@ def test_quantiles_of_the_site(path, make_batch):
 def test_wide_activations_are_sampled_near_zero_and_complete_in_the_tail(path, make_batch):
     x, batch = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)), make_batch(4, 128)
     x[:, 5] *= 100
-    x[::128] *= 1000
+    x[::128, 7:9] *= 1000
     stats = read(x, batch)
     assert stats.every == 8
     size = x.abs().numpy()
@@ -223,7 +231,9 @@ def test_largest_values_with_their_places(path, make_batch):
 
 
 def test_equal_values_are_listed_by_place(path, make_batch):
-    batch = Batch(torch.zeros(3, 4, dtype=torch.int64), torch.ones(3, 4, dtype=torch.bool), torch.tensor([9, 2, 5]))
+    batch = Batch(
+        torch.zeros(3, 4, dtype=torch.int64), torch.ones(3, 4, dtype=torch.bool), torch.tensor([9, 2, 5])
+    )
     values = read(torch.ones(12, 20), batch, top_k=30).result().values
     assert values["sample"].tolist() == [2] * 30
     assert values["position"].tolist() == [0] * 20 + [1] * 10
@@ -246,7 +256,9 @@ def test_nonfinite_values_are_counted_located_and_left_out(path, make_batch, ass
         good = x[:, channel].double().numpy()
         good = good[np.isfinite(good)]
         assert channels["mean"][channel] == pytest.approx(good.mean())
-        assert channels["kurtosis"][channel] == pytest.approx(scipy.stats.kurtosis(good, fisher=False), rel=1e-5)
+        assert channels["kurtosis"][channel] == pytest.approx(
+            scipy.stats.kurtosis(good, fisher=False), rel=1e-5
+        )
         assert channels["max"][channel] == good.max()
     assert np.isfinite(result.values["value"]).all()
     assert all(np.isfinite(v) for v in site.values())
@@ -258,9 +270,13 @@ def test_nonfinite_values_are_counted_located_and_left_out(path, make_batch, ass
 
 def test_only_nonfinite_values(path, make_batch):
     result = read(torch.full((6, 4), torch.nan), make_batch(2, 3), tokens=True).result()
-    assert result.site["num_nan"] == 24 and np.isnan(result.site["abs_max"]) and np.isnan(result.site["kurtosis"])
+    assert (
+        result.site["num_nan"] == 24
+        and np.isnan(result.site["abs_max"])
+        and np.isnan(result.site["kurtosis"])
+    )
     assert len(result.nonfinite["kind"]) == 16 and not result.channels["count"].any()
-    assert result.channels["num_samples"].tolist() == [0] * 4
+    assert result.channels["num_samples"].tolist() == [0] * 4 and not len(result.values["value"])
 
 
 def test_all_zero(path, make_batch):
@@ -295,9 +311,14 @@ def test_a_massive_first_token_does_not_spoil_the_moments(path, make_batch):
     stats = read(x, batch, tokens=True)
     result = stats.result()
     truth = x[:, 4].double().numpy()
-    assert result.channels["kurtosis"][4] == pytest.approx(scipy.stats.kurtosis(truth, fisher=False), rel=1e-5)
+    assert result.channels["kurtosis"][4] == pytest.approx(
+        scipy.stats.kurtosis(truth, fisher=False), rel=1e-5
+    )
     assert result.positions["massive_256"].tolist() == [2] + [0] * 199
-    assert result.values["position"][:2].tolist() == [0, 0] and result.values["channel"][:2].tolist() == [4, 4]
+    assert result.values["position"][:2].tolist() == [0, 0] and result.values["channel"][:2].tolist() == [
+        4,
+        4,
+    ]
     assert result.channels["high_100"][4] == 2
 
 

@@ -41,13 +41,17 @@ def view_of(num=3, *, heads=H, kv_heads=KV, length=T, seed=0, dtype=torch.float3
 def naive(view, batch):
     """Straight from the definitions, in float64, with all logits in memory."""
     doubled = {
-        n: getattr(view, n).double() if getattr(view, n) is not None else None for n in ("query", "key", "logits")
+        n: getattr(view, n).double() if getattr(view, n) is not None else None
+        for n in ("query", "key", "logits")
     }
     logits = naive_logits(AttentionView(**(view.__dict__ | doubled))).double()
     logits = logits.masked_fill(~batch.keep[:, None, None, :], -torch.inf)
     logits = torch.where(logits < -5000, -torch.inf, logits)
     heads, length = view.num_heads, logits.shape[-1]
-    out = {n: np.zeros(heads) for n in ("entropy", "entropy_uniform", "max_prob", "sink_logit_mass", "num_queries")}
+    out = {
+        n: np.zeros(heads)
+        for n in ("entropy", "entropy_uniform", "max_prob", "sink_logit_mass", "num_queries")
+    }
     all_logits = [[] for _ in range(heads)]
     received, exposure = np.zeros((2, len(logits), heads, length))
     for b, h, q in itertools.product(range(len(logits)), range(heads), range(length)):
@@ -116,13 +120,25 @@ CASES = {
     "one key head per query head": {"kv_heads": 4},
     "softcap": {"softcap": 3.0},
     "sinks": {"sink_logits": torch.tensor([0.0, 2.0, -3.0, 8.0])},
-    "bool mask": {"is_causal": False, "mask": torch.rand(3, 1, T, T, generator=torch.Generator().manual_seed(1)) > 0.3},
+    "bool mask": {
+        "is_causal": False,
+        "mask": torch.rand(3, 1, T, T, generator=torch.Generator().manual_seed(1)) > 0.3,
+    },
     "mask of keys": {"mask": (torch.arange(T) > 3)[None, None, None, :]},
     "expanded mask": {"is_causal": False, "mask": (torch.arange(T) < 9)[None, None, None].expand(3, 1, T, T)},
     "window": {"mask": (torch.arange(T)[:, None] - torch.arange(T) < 5)[None, None]},
-    "distance bias": {"mask": -0.3 * (torch.arange(T)[:, None] - torch.arange(T)).abs() * torch.arange(1, 5)[None, :, None, None]},
-    "additive mask": {"is_causal": False, "mask": torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), LOW)},
-    "bfloat16 mask": {"mask": torch.zeros(3, 1, 1, T, dtype=torch.bfloat16).index_fill(3, torch.tensor([2, 5]), -3e38)},
+    "distance bias": {
+        "mask": -0.3
+        * (torch.arange(T)[:, None] - torch.arange(T)).abs()
+        * torch.arange(1, 5)[None, :, None, None]
+    },
+    "additive mask": {
+        "is_causal": False,
+        "mask": torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), LOW),
+    },
+    "bfloat16 mask": {
+        "mask": torch.zeros(3, 1, 1, T, dtype=torch.bfloat16).index_fill(3, torch.tensor([2, 5]), -3e38)
+    },
 }
 
 
@@ -132,7 +148,9 @@ def test_statistics_are_those_of_the_definition(case, path, make_batch):
 
 
 @pytest.mark.parametrize("case", ["causal", "bidirectional", "sinks", "bool mask"])
-@pytest.mark.parametrize("padding", [{"lengths": [20, 11, 1]}, {"left": [0, 7, 19]}, {"lengths": [0, 20, 15]}])
+@pytest.mark.parametrize(
+    "padding", [{"lengths": [20, 11, 1]}, {"left": [0, 7, 19]}, {"lengths": [0, 20, 15]}]
+)
 def test_padding_is_neither_query_nor_key(case, padding, path, make_batch):
     check(view_of(**CASES[case]), make_batch(3, T, **padding))
 
@@ -140,7 +158,10 @@ def test_padding_is_neither_query_nor_key(case, padding, path, make_batch):
 @pytest.mark.parametrize("hidden", [LOW, -torch.inf, -1e4])
 def test_logits_of_the_model_are_read_as_they_are(hidden, path, make_batch):
     logits = naive_logits(view_of()).clamp(min=-1e9).masked_fill(torch.ones(T, T).triu(1).bool(), hidden)
-    check(view_of(query=None, key=None, value=None, logits=logits, is_causal=False), make_batch(3, T, lengths=[20, 9, 4]))
+    check(
+        view_of(query=None, key=None, value=None, logits=logits, is_causal=False),
+        make_batch(3, T, lengths=[20, 9, 4]),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

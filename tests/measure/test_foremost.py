@@ -4,7 +4,11 @@ from hypothesis import strategies as st
 
 from skerry.measure.foremost import Foremost
 
-rows = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 5), st.integers(0, 5)), max_size=30, unique_by=lambda r: r[1:])
+rows = st.lists(
+    st.tuples(st.integers(-3, 3), st.integers(0, 5), st.integers(0, 5)),
+    max_size=30,
+    unique_by=lambda r: r[1:],
+)
 
 
 def filled(some, limit):

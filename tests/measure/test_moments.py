@@ -10,7 +10,9 @@ from skerry.measure.moments import Moments, pool
 def moments_of(x):
     """Straight from the definition; x is [value, series]."""
     c = x - x.mean(0)
-    return Moments(np.full(x.shape[1], len(x)), np.stack([x.mean(0), (c**2).sum(0), (c**3).sum(0), (c**4).sum(0)]))
+    return Moments(
+        np.full(x.shape[1], len(x)), np.stack([x.mean(0), (c**2).sum(0), (c**3).sum(0), (c**4).sum(0)])
+    )
 
 
 def test_shape_is_that_of_scipy():

@@ -34,7 +34,11 @@ def test_rows_of_an_expert_are_a_subset():
 def test_tokens_are_grouped_by_id():
     batch = Batch(torch.tensor([[5, 5, 9], [9, 5, 5]]), torch.ones(2, 3, dtype=torch.bool), torch.arange(2))
     index = places(batch).tokens
-    assert index.ids.tolist() == [5, 9] and index.count.tolist() == [4, 2] and index.num_samples.tolist() == [2, 2]
+    assert (
+        index.ids.tolist() == [5, 9]
+        and index.count.tolist() == [4, 2]
+        and index.num_samples.tolist() == [2, 2]
+    )
 
 
 def test_the_layout_of_a_batch_is_made_once():

@@ -38,12 +38,14 @@ def test_heavy_tails_are_within_one_percent(draw):
     }[draw].astype(np.float32)
     sketch = sketch_of(x)
     for q in QUANTILES:
-        assert sketch.result(q) == pytest.approx(np.quantile(np.abs(x), q, method="inverted_cdf"), rel=RELATIVE_ERROR)
+        assert sketch.result(q) == pytest.approx(
+            np.quantile(np.abs(x), q, method="inverted_cdf"), rel=RELATIVE_ERROR
+        )
 
 
 @given(st.lists(st.lists(signed, max_size=50), min_size=1, max_size=5), st.randoms())
 def test_merging_in_any_order_counts_the_same(parts, random):
-    whole = sketch_of(np.array(sum(parts, []), np.float32))
+    whole = sketch_of(np.array([v for part in parts for v in part], np.float32))
     random.shuffle(parts)
     merged = QuantileSketch()
     for part in parts:

@@ -144,7 +144,7 @@ def _read_group(g: Tensor, first: int, turn: np.ndarray, ask: _Ask) -> Reading:
     variance = (square - x.sum(-1) ** 2 / row_n) / (row_n - 1)
     place, channel, kind = _nonfinite(g, bad, ask.nonfinite_k)
     turns = torch.from_numpy(turn[first : first + square.numel()]).reshape(square.shape).to(g.device)
-    value, big_place, big_channel = _largest(x, size, max(ask.bar, 0.0), ask.top_k)
+    value, big_place, big_channel = _largest(x, torch.where(finite, size, -1.0), max(ask.bar, 0.0), ask.top_k)
     return Reading(
         moments=pool(n.cpu().numpy(), sums.cpu().numpy()),
         low=torch.where(finite, g, torch.inf).amin(1).cpu().numpy(),

@@ -28,10 +28,10 @@ from skerry.measure.weight_reading import LineReading, MatrixReading
 
 _Arguments = structure(
     "Weight",
-    """*w stride num_lines length dtype num_threads top_k nonfinite_k every turn %bar
+    """*w stride num_lines length dtype num_threads top_k nonfinite_k every turn is_transposed %bar
     *line_count *line_sums *line_range *line_abs *place_count *place_sums *place_range *place_abs
-    *counts *histogram *used *tables *value *value_line *value_place *num_values
-    *nonfinite_kind *nonfinite_line *nonfinite_place *num_nonfinite *scratch""",
+    *counts *histogram *used *tables *value *value_row *value_column *num_values
+    *nonfinite_kind *nonfinite_row *nonfinite_column *num_nonfinite *scratch""",
 )
 
 
@@ -78,6 +78,7 @@ def read_fused(
         nonfinite_k=nonfinite_k,
         every=every,
         turn=first_row // 16,
+        is_transposed=is_transposed,
         bar=bar,
         **along.pointers("line"),
         **across.pointers("place"),
@@ -86,12 +87,12 @@ def read_fused(
         used=pointer(nums) + 16,
         tables=tables(threads * 4 * NUM_BUCKETS),
         value=pointer(value),
-        value_line=pointer(at),
-        value_place=pointer(at) + at.strides[0],
+        value_row=pointer(at),
+        value_column=pointer(at) + at.strides[0],
         num_values=pointer(nums),
         nonfinite_kind=pointer(missing),
-        nonfinite_line=pointer(missing) + missing.strides[0],
-        nonfinite_place=pointer(missing) + 2 * missing.strides[0],
+        nonfinite_row=pointer(missing) + missing.strides[0],
+        nonfinite_column=pointer(missing) + 2 * missing.strides[0],
         num_nonfinite=pointer(nums) + 8,
     )
     functions = kernels.functions
@@ -101,7 +102,7 @@ def read_fused(
     num, num_missing, first, end = nums[:4].tolist()
     value, at, missing = value[:num], at[:, :num], missing[:, :num_missing]
     if is_transposed:
-        along, across, at, missing = across, along, at[::-1], missing[[0, 2, 1]]
+        along, across = across, along
     return MatrixReading(
         rows=along.reading(),
         columns=across.reading(),

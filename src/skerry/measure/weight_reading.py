@@ -81,7 +81,7 @@ def _read_block(w: Tensor, first: int, bar: float, top_k: int, nonfinite_k: int,
     g = (w.cpu() if w.device.type == "mps" else w).double()
     finite = torch.isfinite(g)
     x = torch.where(finite, g, 0.0)
-    size = x.abs()
+    size = torch.where(finite, x.abs(), -1.0)
     bad = (~finite).nonzero()[:nonfinite_k].cpu()
     kind = torch.isinf(g[bad[:, 0], bad[:, 1]]).long().cpu().numpy()
     num_bad = int((~finite).sum())

@@ -207,7 +207,11 @@ static float along_row(const Activation *a, Worker *w, UnitSums *u, uint16_t *bu
     }
     float bar = (float)a->bar;
     if (list_wants(&w->largest, r.size, bar, a->sample[sample], place))
-        list_offer(&w->largest, x, n, bar, a->sample[sample], place, 0);
+        for (int64_t j = 0; j < n; j += LANES)
+            for (uint32_t lanes = list_lanes(&w->largest, x + j, n - j, bar); lanes; lanes &= lanes - 1) {
+                int64_t i = j + __builtin_ctz(lanes);
+                if (is_finite(x[i])) list_add(&w->largest, (Entry){fabsf(x[i]), x[i], a->sample[sample], place, i, 0});
+            }
     return r.n > 0 ? (float)(0.1 * sqrt(r.square / r.n)) : 0;
 }
 

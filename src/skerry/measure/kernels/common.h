@@ -206,18 +206,10 @@ INLINE int list_wants(const List *list, float size, float bar, int64_t a, int64_
     Entry e = {.size = size, .a = a, .b = b, .c = -1};
     return before(&e, &list->entry[0]);
 }
-/* Offers the finite entries of a piece of a row that begins at column `first`: (a, b, column), or (a, column) where b < 0. */
-static __attribute__((unused)) void list_offer(List *list, const float *x, int64_t n, float bar, int64_t a, int64_t b, int64_t first) {
-    for (int64_t j = 0; j < n; j += LANES) {
-        vf v = load_some(x + j, n - j, 0);
-        uint32_t low = vwhere_above(list_bar(list, bar) + (vf){0}, vabs(v));
-        for (uint32_t lanes = ~low & (n - j < LANES ? (1u << (n - j)) - 1 : 0xffffu); lanes; lanes &= lanes - 1) {
-            int i = __builtin_ctz(lanes);
-            if (!is_finite(x[j + i])) continue;
-            Entry e = {fabsf(x[j + i]), x[j + i], a, b < 0 ? first + j + i : b, b < 0 ? 0 : first + j + i, 0};
-            list_add(list, e);
-        }
-    }
+/* Lanes of a vector of n entries (16 at most) that are large enough, or not finite: bit i is entry i. */
+INLINE uint32_t list_lanes(const List *list, const float *x, int64_t n, float bar) {
+    uint32_t low = vwhere_above(list_bar(list, bar) + (vf){0}, vabs(load_some(x, n, 0)));
+    return ~low & (n < LANES ? (1u << n) - 1 : 0xffffu);
 }
 
 /* Counts of buckets: one table per thread, all zero between calls, so that clearing costs no more than what was used. */

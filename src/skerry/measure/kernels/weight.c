@@ -15,7 +15,7 @@ enum { LOW, HIGH, S1, S2, S3, S4, SIZE, PARTS };
 
 typedef struct {
     const void *w;
-    int64_t stride, num_lines, length, dtype, num_threads, top_k, nonfinite_k, every, turn;
+    int64_t stride, num_lines, length, dtype, num_threads, top_k, nonfinite_k, every, turn, is_transposed;
     double bar;
     /* [line] and [place] */
     int64_t *line_count;
@@ -25,8 +25,8 @@ typedef struct {
     int64_t *counts, *histogram, *used;
     uint32_t *tables; /* [thread, bucket], zero before and after */
     double *value;
-    int64_t *value_line, *value_place, *num_values;
-    int64_t *nonfinite_kind, *nonfinite_line, *nonfinite_place, *num_nonfinite;
+    int64_t *value_row, *value_column, *num_values;
+    int64_t *nonfinite_kind, *nonfinite_row, *nonfinite_column, *num_nonfinite;
     char *scratch;
 } Weight;
 
@@ -44,7 +44,9 @@ int64_t skerry_weight_scratch(const Weight *a) {
     return 64 + a->num_threads * (int64_t)sizeof(Worker) + ROUND * PARTS * padded(a) * 4;
 }
 
-typedef struct { double s[5]; float low, high; } LineSums;
+typedef struct { double n, mean, m2, m3, m4, size; float low, high; } Careful;
+/* Sums of the safe segments of a line, and what was read carefully of the others. */
+typedef struct { double n, s[5]; float low, high; int is_broken; Careful rest; } LineSums;
 typedef struct { vf low, high, s1, s2, s3, s4, size; vi zeros; } LineVectors;
 
 INLINE void add_to_line(LineVectors *t, vf v, vf for_low, vf for_high) {
@@ -57,25 +59,6 @@ INLINE void add_to_line(LineVectors *t, vf v, vf for_low, vf for_high) {
     t->s3 += v2 * v;
     t->s4 += v2 * v2;
     t->zeros = vcount_zero(t->zeros, v, 1);
-}
-
-static void along_segment(LineSums *sums, int64_t *zeros, const float *x, int64_t n) {
-    LineVectors t = {.low = INFINITY + (vf){0}, .high = -INFINITY + (vf){0}};
-    int64_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        vf v = load(x + j);
-        add_to_line(&t, v, v, v);
-    }
-    if (j < n) {
-        add_to_line(&t, load_some(x + j, n - j, 0), load_some(x + j, n - j, INFINITY), load_some(x + j, n - j, -INFINITY));
-        *zeros -= LANES - (n - j);
-    }
-    sums->s[0] += vsum(t.s1), sums->s[1] += vsum(t.s2), sums->s[2] += vsum(t.s3), sums->s[3] += vsum(t.s4);
-    sums->s[4] += vsum(t.size);
-    float low = vbottom(t.low), high = vtop(t.high);
-    sums->low = low < sums->low ? low : sums->low;
-    sums->high = high > sums->high ? high : sums->high;
-    *zeros += vsumi(t.zeros);
 }
 
 /* `ahead` is how far behind a row the next tile has it: fetched now, while memory would be idle. */
@@ -114,7 +97,6 @@ INLINE int is_safe(double n, double s1, double s2, double s4) {
     return s4 > 1e-32 && s4 < 1e37 && s1 * s1 <= 0.9 * n * s2;
 }
 
-typedef struct { double n, mean, m2, m3, m4, size; float low, high; } Careful;
 static Careful careful(const Weight *a, int64_t line, int64_t place, int64_t num, int along) {
     Careful c = {0, 0, 0, 0, 0, 0, INFINITY, -INFINITY};
     int64_t first = line * a->stride + place, step = along ? 1 : a->stride;
@@ -135,45 +117,86 @@ static Careful careful(const Weight *a, int64_t line, int64_t place, int64_t num
     return c;
 }
 
+/* An entry of the lists, which order by row and column whatever lies along memory. */
+INLINE Entry entry_at(const Weight *a, float size, float value, int64_t line, int64_t place, int64_t kind) {
+    return (Entry){size, value, a->is_transposed ? place : line, a->is_transposed ? line : place, 0, kind};
+}
+
+static Careful pool_careful(Careful a, Careful b) {
+    double n = a.n + b.n;
+    if (a.n == 0 || b.n == 0) return a.n == 0 ? b : a;
+    double mean = (a.n * a.mean + b.n * b.mean) / n, p = a.mean - mean, q = b.mean - mean, p2 = p * p, q2 = q * q;
+    return (Careful){n, mean, a.m2 + b.m2 + a.n * p2 + b.n * q2, a.m3 + b.m3 + 3 * (p * a.m2 + q * b.m2) + a.n * p2 * p + b.n * q2 * q,
+                     a.m4 + b.m4 + 4 * (p * a.m3 + q * b.m3) + 6 * (p2 * a.m2 + q2 * b.m2) + a.n * p2 * p2 + b.n * q2 * q2,
+                     a.size + b.size, a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+}
+
+static void along_segment(const Weight *a, LineSums *sums, int64_t *zeros, const float *x, int64_t n, int64_t line, int64_t first) {
+    LineVectors t = {.low = INFINITY + (vf){0}, .high = -INFINITY + (vf){0}};
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        vf v = load(x + j);
+        add_to_line(&t, v, v, v);
+    }
+    if (j < n) {
+        add_to_line(&t, load_some(x + j, n - j, 0), load_some(x + j, n - j, INFINITY), load_some(x + j, n - j, -INFINITY));
+        *zeros -= LANES - (n - j);
+    }
+    *zeros += vsumi(t.zeros);
+    double s1 = vsum(t.s1), s2 = vsum(t.s2), s4 = vsum(t.s4);
+    float low = vbottom(t.low), high = vtop(t.high);
+    if (is_safe((double)n, s1, s2, s4)) {
+        sums->n += (double)n, sums->s[0] += s1, sums->s[1] += s2, sums->s[2] += vsum(t.s3), sums->s[3] += s4, sums->s[4] += vsum(t.size);
+        sums->low = low < sums->low ? low : sums->low, sums->high = high > sums->high ? high : sums->high;
+    } else {
+        Careful c = careful(a, line, first, n, 1);
+        sums->is_broken |= c.n < (double)n;
+        sums->rest = pool_careful(sums->rest, c);
+    }
+}
+
 static void find_nonfinite(const Weight *a, Worker *w, int64_t line) {
     for (int64_t j = 0; j < a->length; j++) {
         float v = value_at(a->w, line * a->stride + j, (int)a->dtype);
         if (is_finite(v)) continue;
         w->nans += is_nan(v), w->infs += !is_nan(v);
-        list_add(&w->nonfinite, (Entry){0, 0, line, j, 0, !is_nan(v)});
+        list_add(&w->nonfinite, entry_at(a, 0, 0, line, j, !is_nan(v)));
     }
 }
 
 static void offer_line(const Weight *a, Worker *w, int64_t line) {
+    float bar = (float)a->bar;
     for (int64_t j = 0; j < a->length; j += SEGMENT) {
         int64_t n = a->length - j < SEGMENT ? a->length - j : SEGMENT;
-        const void *at = address(a->w, line * a->stride + j, (int)a->dtype);
-        if (a->dtype != FLOAT32) widen(w->room, at, n, (int)a->dtype), at = w->room;
-        list_offer(&w->largest, at, n, (float)a->bar, line, -1, j);
+        const float *x = address(a->w, line * a->stride + j, (int)a->dtype);
+        if (a->dtype != FLOAT32) widen(w->room, (const uint16_t *)x, n, (int)a->dtype), x = w->room;
+        for (int64_t k = 0; k < n; k += LANES)
+            for (uint32_t lanes = list_lanes(&w->largest, x + k, n - k, bar); lanes; lanes &= lanes - 1) {
+                int64_t i = k + __builtin_ctz(lanes);
+                if (is_finite(x[i])) list_add(&w->largest, entry_at(a, fabsf(x[i]), x[i], line, j + i, 0));
+            }
     }
 }
 
 static void finish_line(const Weight *a, Worker *w, int64_t line, const LineSums *t) {
-    double n = (double)a->length, mean = t->s[0] / n, m2 = t->s[1] - mean * t->s[0];
+    double n = t->n, mean = n > 0 ? t->s[0] / n : 0, m2 = t->s[1] - mean * t->s[0];
     Careful c = {n, mean, m2 > 0 ? m2 : 0, t->s[2] - 3 * mean * t->s[1] + 2 * n * mean * mean * mean,
                  t->s[3] - 4 * mean * t->s[2] + 6 * mean * mean * t->s[1] - 3 * n * mean * mean * mean * mean, t->s[4], t->low, t->high};
-    if (!is_safe(n, t->s[0], t->s[1], t->s[3])) {
-        c = careful(a, line, 0, a->length, 1);
-        if (c.n < n) find_nonfinite(a, w, line);
-    }
+    c = pool_careful(c, t->rest);
+    if (t->is_broken) find_nonfinite(a, w, line);
     int64_t lines = a->num_lines;
     a->line_count[line] = (int64_t)c.n;
     a->line_sums[line] = c.mean, a->line_sums[lines + line] = c.m2;
     a->line_sums[2 * lines + line] = c.m3, a->line_sums[3 * lines + line] = c.m4 > 0 ? c.m4 : 0;
     a->line_range[line] = c.low, a->line_range[lines + line] = c.high, a->line_abs[line] = c.size;
     float size = -c.low > c.high ? -c.low : c.high;
-    if (list_wants(&w->largest, size, (float)a->bar, line, -1)) offer_line(a, w, line);
+    if (list_wants(&w->largest, size, (float)a->bar, a->is_transposed ? -1 : line, -1)) offer_line(a, w, line);
 }
 
 static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
     int64_t num = a->num_lines - first < UNIT ? a->num_lines - first : UNIT, width = padded(a);
     LineSums sums[UNIT];
-    for (int64_t r = 0; r < num; r++) sums[r] = (LineSums){{0}, INFINITY, -INFINITY};
+    for (int64_t r = 0; r < num; r++) sums[r] = (LineSums){.low = INFINITY, .high = -INFINITY};
     for (int64_t j = 0; j < a->length; j += SEGMENT) {
         int64_t n = a->length - j < SEGMENT ? a->length - j : SEGMENT;
         for (int64_t t = 0; t < num; t += TILE) {
@@ -183,7 +206,7 @@ static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
                 const void *at = address(a->w, (first + t + r) * a->stride + j, (int)a->dtype);
                 rows[r] = at;
                 if (a->dtype != FLOAT32) widen(w->room + r * SEGMENT, at, n, (int)a->dtype), rows[r] = w->room + r * SEGMENT;
-                along_segment(&sums[t + r], &w->zeros, rows[r], n);
+                along_segment(a, &sums[t + r], &w->zeros, rows[r], n, first + t + r, j);
                 sketch_vectors(w->table, w->bucket, rows[r], n, a->every, turn);
             }
             across(part + j, width, rows, n, some, t == 0, a->dtype == FLOAT32 && t + 2 * TILE <= num ? TILE * a->stride : 0);
@@ -257,11 +280,11 @@ static void join_workers(const Weight *a, Worker *worker) {
     a->counts[0] += w->zeros, a->counts[1] += w->nans, a->counts[2] += w->infs;
     for (int i = 0; i < w->largest.num; i++) {
         a->value[i] = w->largest.entry[i].value;
-        a->value_line[i] = w->largest.entry[i].a, a->value_place[i] = w->largest.entry[i].b;
+        a->value_row[i] = w->largest.entry[i].a, a->value_column[i] = w->largest.entry[i].b;
     }
     for (int i = 0; i < w->nonfinite.num; i++) {
         a->nonfinite_kind[i] = w->nonfinite.entry[i].kind;
-        a->nonfinite_line[i] = w->nonfinite.entry[i].a, a->nonfinite_place[i] = w->nonfinite.entry[i].b;
+        a->nonfinite_row[i] = w->nonfinite.entry[i].a, a->nonfinite_column[i] = w->nonfinite.entry[i].b;
     }
     *a->num_values = w->largest.num, *a->num_nonfinite = w->nonfinite.num;
     drain(a);
