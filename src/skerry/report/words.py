@@ -102,8 +102,9 @@ def _residual(s: Summary) -> list[Group]:
 
 
 def _channels(s: Summary) -> list[str]:
-    """The channels of the residual stream that stand out at all tokens, three by name."""
-    groups = sorted(_residual(s), key=lambda g: (-len(g.layers), -g.ratios[1]))
+    """The channels that stand out at all tokens, five by name: those of the stream itself, else those of what is added to it."""
+    stream = group(x for x in s.findings if x.type == "outlier channel" and x.site.startswith("resid."))
+    groups = sorted(stream or _residual(s), key=lambda g: (-len(g.layers), -g.ratios[1]))
     if not groups:
         return []
     first = groups[0]
@@ -111,7 +112,7 @@ def _channels(s: Summary) -> list[str]:
         f"Channel {first.first.channel} carries {_times(first)} of its site{_where(first, s)}{_sign(first)}"
     )
     by_place: dict[str, list[Group]] = defaultdict(list)
-    for g in groups[1:3]:
+    for g in groups[1:5]:
         by_place[_where(g, s)].append(g)
     for place, members in by_place.items():
         names = f.listing(str(g.first.channel) for g in members)
@@ -119,7 +120,7 @@ def _channels(s: Summary) -> list[str]:
         verb = "channel" if len(members) == 1 else "channels"
         reach = "reaches" if len(members) == 1 else "reach"
         text += f"; {verb} {names} {reach} {f.span(low, high)} times{place}"
-    rest = len(groups) - 3
+    rest = len(groups) - 5
     return [text + (f"; {f.count(rest, 'other channel')} of the residual stream less." if rest > 0 else ".")]
 
 
