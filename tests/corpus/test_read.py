@@ -109,11 +109,6 @@ def test_binary_files_are_refused(tmp_path):
         refused(write(tmp_path / "a.txt", b"abc\0def"))
         == f"{tmp_path}/a.txt is binary: byte 0 at offset 3; a UTF-8 text file is expected"
     )
-    assert (
-        "is binary: byte 0 at offset 2"
-        in refused(write(tmp_path / "b.txt", b"\xc3(\0\xff"[1:] + b"\0" + b"x" * 5))
-        or True
-    )
     assert "byte 0 at offset 1" in refused(write(tmp_path / "c.txt", b"\xff\0\0"))
     message = refused(write(tmp_path / "d.txt", b"\x01\x02\x03 text"))
     assert "is binary: 3 control characters in its first 8" in message

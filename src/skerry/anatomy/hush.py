@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class _Collector(logging.Handler):
@@ -17,7 +18,7 @@ class _Collector(logging.Handler):
         self._said.append(record.getMessage())
 
 
-@contextmanager
+@contextlib.contextmanager
 def hushed() -> Iterator[list[str]]:
     """Gives the list that fills with what would have been printed; everything is as before afterwards."""
     from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]
@@ -35,7 +36,12 @@ def hushed() -> Iterator[list[str]]:
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        # Some bars are plain ones that no setting reaches; they write to wherever stderr is when they begin.
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.simplefilter("always")
             yield said
         said += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]

@@ -36,7 +36,7 @@ from skerry.anatomy.hush import hushed, one_line
 from skerry.anatomy.placing import asked_dtype, check_pair, choose_device, choose_dtype, name_of
 from skerry.anatomy.tokenizing import check_fit, load_tokenizer, tokenizer_of
 from skerry.choices import Choice
-from skerry.errors import BrokenModel, MissingExtra, UnknownModel, UnknownOption
+from skerry.errors import BrokenModel, MissingExtra, UnknownOption
 
 _LARGE_PART = 0.1
 
@@ -230,10 +230,10 @@ def _load_gguf(
     import transformers
 
     check_gguf(found.path)
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtra(
-            f'{found.path.name} needs the library gguf, which is not installed: pip install "skerry[gguf]"'
-        )
+    lacking = [library for library in ("gguf", "accelerate") if importlib.util.find_spec(library) is None]
+    if lacking:
+        names = " and ".join(lacking)
+        raise MissingExtra(f'{found.path.name} cannot be read without {names}: pip install "skerry[gguf]"')
     number = (
         Choice(asked, "asked for") if asked is not None else Choice(torch.float32, "dequantized from GGUF")
     )

@@ -107,4 +107,6 @@ def _read(place: str, reference: str, **options: Any) -> tuple[Tokenizer, list[s
             raise UnknownModel(
                 f"no tokenizer {reference!r}: not here, and not to be had from the hub"
             ) from error
-        raise BrokenModel(f"the tokenizer of {reference} cannot be read: {said}") from error
+        raise BrokenModel(
+            f"the tokenizer of {reference} cannot be read: {said}; name another tokenizer, or mend this one"
+        ) from error
