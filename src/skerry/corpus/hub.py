@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from skerry.anatomy.find import reachable
+from skerry.anatomy.hush import hushed
 from skerry.corpus.corpus import Corpus
 from skerry.errors import BadText, MissingExtra
 
@@ -29,8 +32,9 @@ def from_datasets(reference: str, *, field: str | None = None) -> Corpus:
             "datasets: without a name; write datasets:NAME, datasets:NAME:CONFIG or datasets:NAME:CONFIG:SPLIT"
         )
     try:
-        loaded = datasets.load_dataset(name, config or None, split=split or None, streaming=True)
-        return _corpus(f"datasets:{reference}", *_one_split(loaded), field)
+        with _no_waiting(datasets, name), hushed():
+            loaded = datasets.load_dataset(name, config or None, split=split or None, streaming=True)
+            return _corpus(f"datasets:{reference}", *_one_split(loaded), field)
     except BadText:
         raise
     except Exception as error:  # the library raises whatever its servers, parsers and file systems raise
@@ -46,7 +50,8 @@ def from_disk(folder: Path, *, field: str | None = None) -> Corpus:
     """
     datasets = _library(folder)
     try:
-        return _corpus(str(folder), *_one_split(datasets.load_from_disk(str(folder))), field)
+        with hushed():
+            return _corpus(str(folder), *_one_split(datasets.load_from_disk(str(folder))), field)
     except BadText:
         raise
     except Exception as error:
@@ -64,6 +69,25 @@ def _library(folder: Path | None = None) -> Any:
     import datasets
 
     return datasets
+
+
+@contextmanager
+def _no_waiting(datasets: Any, name: str) -> Iterator[None]:
+    """Without a network the library asks for half a minute before it looks into its cache; while this is open it looks at once."""
+    from huggingface_hub import constants
+
+    holders: list[Any] = [
+        h for h in (constants, getattr(datasets, "config", None)) if hasattr(h, "HF_HUB_OFFLINE")
+    ]
+    before = [(holder, holder.HF_HUB_OFFLINE) for holder in holders]
+    if not Path(name).exists() and not reachable():
+        for holder in holders:
+            holder.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for holder, value in before:
+            holder.HF_HUB_OFFLINE = value
 
 
 def _one_split(loaded: Any) -> tuple[Iterable[Mapping[str, Any]], str | None]:
