@@ -126,12 +126,12 @@ def _nonfinite(frames: Frames, key: tuple[int | None, str, int | None], nan: int
     )
     counts = [f"{n:,} {word}" for n, word in ((nan, "NaN"), (inf, "infinite")) if n > 0]
     plural = "" if nan + inf == 1 else "s"
-    f = frames("nonfinite")
+    weight = part.startswith(("w.", "norm."))
+    f = frames("nonfinite_weights" if weight else "nonfinite")
     rows = f.rows(f.index[key]) if key in f.index else np.zeros(0, np.int64)
     where = ""
     if len(rows):
         first = int(rows[0])
-        weight = part.startswith(("w.", "norm."))
         names = ("row", "column") if weight else ("position", "channel")
         where = f", first at {names[0]} {int(f['position'][first])}, {names[1]} {int(f['channel'][first])}"
         if not weight:

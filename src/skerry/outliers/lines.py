@@ -85,7 +85,9 @@ class Lines:
 
     def _kovaleva(self) -> np.ndarray:
         """Gain and bias both beyond 3 standard deviations of their norm, in half of the layers that have the norm."""
-        f, far, count = self.frame, {}, {}
+        f = self.frame
+        far: dict[tuple[int, str], set[int]] = {}
+        count: dict[tuple[str, int], int] = {}
         out = np.zeros(len(f), bool)
         for (layer, part, _, axis), rows in f.groups():
             if layer is None or axis != "column" or not part.startswith("norm."):
