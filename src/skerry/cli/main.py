@@ -20,6 +20,7 @@ app = cyclopts.App(
     result_action="return_value",
     print_error=False,
     exit_on_error=False,
+    suppress_keyboard_interrupt=False,
 )
 # verb -> (module and function, imported when the verb is used; what it does)
 VERBS = {

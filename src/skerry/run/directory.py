@@ -314,11 +314,18 @@ def _read_record(pointer: Path) -> RunRecord:
         ) from error
 
 
+# Keys of content say that something differs; names and numbers say what.
+_IN_WORDS = {"ids": "the text that is read", "model_key": "the content of the model"}
+
+
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differing:
-        shown = "; ".join(f"{k} is {before.get(k)!r} there and {now.get(k)!r} here" for k in differing[:4])
-        raise RunExists(f"{path} holds another run: {shown}. Choose another folder with --out")
+    if not differing:
+        return
+    told = [key for key in differing if key not in _IN_WORDS]
+    shown = [f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in told]
+    shown = shown or [f"{_IN_WORDS[key]} differs" for key in differing]
+    raise RunExists(f"{path} holds another run: {'; '.join(shown[:4])}. Choose another folder with --out")
 
 
 def _is_ours(name: str) -> bool:
