@@ -3,8 +3,14 @@
 from pathlib import Path
 
 from skerry.anatomy.page import sites_page
+from skerry.outliers.page import json_page, json_schema_page, runs_page
 
-PAGES = {"sites.md": sites_page}
+PAGES = {
+    "sites.md": sites_page,
+    "runs.md": runs_page,
+    "json.md": json_page,
+    "audit.schema.json": json_schema_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
