@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Kind = Literal["activation", "weight", "attention"]
 FindingType = Literal[
@@ -24,6 +25,17 @@ class Record(BaseModel):
     """Base of all rows: frozen, no unknown fields, every field explained by the docstring under it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nan(cls, values: Any) -> Any:
+        """JSON has no NaN: a number that has no value is null there and NaN here."""
+        if not isinstance(values, dict):
+            return values
+        numbers = {name for name, field in cls.model_fields.items() if field.annotation is float}
+        return {
+            name: math.nan if value is None and name in numbers else value for name, value in values.items()
+        }
 
 
 class Finding(Record):
@@ -283,7 +295,15 @@ class Summary(Record):
     seconds: dict[str, float] = {}
     """Wall time by stage."""
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, Any]:
         """The JSON document: plain types, the key `schema` first."""
-        body = self.model_dump(mode="json")
+        body = _without_nan(self.model_dump(mode="json"))
         return {"schema": body.pop("schema_version"), **body}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return [_without_nan(v) for v in value] if isinstance(value, list) else value

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -85,7 +85,7 @@ class TokenMask(Record):
     @classmethod
     def learn(
         cls, tables: Tables, findings: Sequence[Finding] | None = None, *, support: float = SUPPORT
-    ) -> Self:
+    ) -> TokenMask:
         """What a scan says should be left out.
 
         A token that stands at one position in every input, such as `[CLS]`, is taken by position and by id: the scan cannot tell which
@@ -154,7 +154,7 @@ class TokenMask(Record):
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> TokenMask:
         """Read what `save` wrote.
 
         Raises:

@@ -65,10 +65,29 @@ def _fields(model: type[BaseModel]) -> str:
 
 def runs_page() -> str:
     """docs/runs.md."""
-    parts = [_BEGIN, _fields(RunRecord), "", "A stage:", "", _fields(StageRecord), "", "A file:", "", _fields(FileRecord)]
-    parts += ["", "## Tables", "", "`NaN` is a statistic that has no value (nothing was measured), null a column that does not apply."]
+    parts = [
+        _BEGIN,
+        _fields(RunRecord),
+        "",
+        "A stage:",
+        "",
+        _fields(StageRecord),
+        "",
+        "A file:",
+        "",
+        _fields(FileRecord),
+    ]
+    parts += [
+        "",
+        "## Tables",
+        "",
+        "`NaN` is a statistic that has no value (nothing was measured), null a column that does not apply.",
+    ]
     for name, columns in TABLES.items():
-        rows = [f"| `{column}` | {c.type} | {c.meaning.replace('|', chr(92) + '|')} |" for column, c in columns.items()]
+        rows = [
+            f"| `{column}` | {c.type} | {c.meaning.replace('|', chr(92) + '|')} |"
+            for column, c in columns.items()
+        ]
         parts += ["", f"### {name}", "", "| column | type | meaning |", "|---|---|---|", *rows]
     return "\n".join(parts) + "\n"
 
@@ -83,9 +102,20 @@ def json_page() -> str:
         "",
         "The key `schema` is 1. The other keys:",
         "",
-        _fields(Summary).replace("| `schema_version` | Version of this document; the JSON key is `schema`. |\n", ""),
+        _fields(Summary).replace(
+            "| `schema_version` | Version of this document; the JSON key is `schema`. |\n", ""
+        ),
     ]
-    models = (Finding, ModelCard, Profiles, SiteProfile, LayerProfile, HeadProfile, ChannelAsymmetry, Alignment)
+    models = (
+        Finding,
+        ModelCard,
+        Profiles,
+        SiteProfile,
+        LayerProfile,
+        HeadProfile,
+        ChannelAsymmetry,
+        Alignment,
+    )
     for model in models:
         parts += ["", f"## {model.__name__}", "", (model.__doc__ or "").splitlines()[0], "", _fields(model)]
     return "\n".join(parts) + "\n"
@@ -97,7 +127,15 @@ def json_schema() -> dict[str, Any]:
     schema["properties"] = {"schema": schema["properties"].pop("schema_version"), **schema["properties"]}
     schema["required"] = ["schema", *(name for name in schema["required"] if name != "schema_version")]
     schema["properties"]["schema"].pop("default", None)
-    return schema
+    return _nullable(schema)
+
+
+def _nullable(schema: Any) -> Any:
+    """A number that has no value is null in JSON."""
+    if isinstance(schema, dict):
+        found = {key: _nullable(value) for key, value in schema.items()}
+        return {**found, "type": ["number", "null"]} if found.get("type") == "number" else found
+    return [_nullable(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def json_schema_page() -> str:
