@@ -4,7 +4,7 @@ Per channel: range, moments, zeros, and in how many inputs it stands out. Per si
 largest values with their places. Optionally per position and token id. An input is never split between two updates, so what is
 defined per input (its median channel, its kurtosis) is exact and partial results add up in any order.
 
-Sketched are all values beyond 3 RMS of their token, and of the others, in activations of 256 channels or more, every eighth vector of
+Sketched are all values beyond 4 RMS of their token, and of the others, in activations of 256 channels or more, every eighth vector of
 16 channels, at weight eight; which one moves on with the token's place, so no token and no channel is favoured. The tail is complete.
 Medians of single tokens are taken of every eighth token there.
 

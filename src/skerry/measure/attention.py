@@ -119,7 +119,8 @@ class AttentionStats:
         index = at.tokens
         sums = [np.bincount(index.inverse, a.mean(1)[keep], len(index.ids)) for a in (received, is_sink)]
         seen = np.bincount(index.inverse, exposure.sum(1)[keep], len(index.ids)).astype(np.int64)
-        self.tokens.add(index.ids, np.stack(sums), np.stack([index.count, index.num_samples, seen]))
+        counts = [index.count, index.num_samples, seen]
+        self.tokens.add(index.ids, np.stack(sums, 1), np.stack(counts, 1))
 
     def _grow(self, size: int) -> None:
         more = size - self.position_counts.shape[1]
@@ -197,14 +198,14 @@ class AttentionStats:
         }
 
     def _key_tokens(self) -> Columns:
-        count, num_samples, exposure = self.tokens.counts
+        count, num_samples, exposure = self.tokens.counts.T
         return {
             "token_id": self.tokens.ids,
             "count": count,
             "num_samples": num_samples,
-            "received": self.tokens.sums[0],
+            "received": self.tokens.sums[:, 0],
             "exposure": exposure / self.num_heads,
-            "sink_heads": self.tokens.sums[1] / count,
+            "sink_heads": self.tokens.sums[:, 1] / count,
         }
 
     def state(self) -> dict[str, Tensor]:

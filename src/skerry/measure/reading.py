@@ -23,7 +23,7 @@ from skerry.measure.sketch import histogram
 # Values of float64 that the plain path has in hand at once.
 _GROUP = 1 << 20
 # Values beyond so many RMS of their token are all sketched.
-_FAR = 3
+_FAR = 4
 
 
 @dataclass

@@ -92,22 +92,22 @@ class TokenTable:
 
     Attributes:
         ids: int64 [id], ascending.
-        sums: float64 [sum, id].
-        counts: int64 [count, id].
+        sums: float64 [id, sum].
+        counts: int64 [id, count].
     """
 
     def __init__(self, num_sums: int, num_counts: int) -> None:
         self.ids = np.zeros(0, np.int64)
-        self.sums = np.zeros((num_sums, 0))
-        self.counts = np.zeros((num_counts, 0), np.int64)
+        self.sums = np.zeros((0, num_sums))
+        self.counts = np.zeros((0, num_counts), np.int64)
 
     def add(self, ids: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
         """Add to the sums of some ids.
 
         Args:
             ids: int64 [id], ascending, each once.
-            sums: float64 [sum, id].
-            counts: int64 [count, id].
+            sums: float64 [id, sum].
+            counts: int64 [id, count].
         """
         if not len(ids):
             return
@@ -117,14 +117,14 @@ class TokenTable:
         if not known.all():
             self._insert(ids[~known])
             slot = np.searchsorted(self.ids, ids)
-        self.sums[:, slot] += sums
-        self.counts[:, slot] += counts
+        self.sums[slot] += sums
+        self.counts[slot] += counts
 
     def _insert(self, new: np.ndarray) -> None:
         at = np.searchsorted(self.ids, new)
         self.ids = np.insert(self.ids, at, new)
-        self.sums = np.insert(self.sums, at, 0.0, axis=1)
-        self.counts = np.insert(self.counts, at, 0, axis=1)
+        self.sums = np.insert(self.sums, at, 0.0, axis=0)
+        self.counts = np.insert(self.counts, at, 0, axis=0)
 
     def merge(self, other: TokenTable) -> None:
         """Take in the sums of another."""
@@ -159,11 +159,11 @@ class TokenStats:
         massive = _massive(at, size)
         self.positions.add(at, size, np.sqrt(square), massive)
         index = at.tokens
-        counts = np.zeros((2 + len(MASSIVE_RATIOS), len(index.ids)), np.int64)
-        counts[0], counts[1] = index.count, index.num_samples
+        counts = np.zeros((len(index.ids), 2 + len(MASSIVE_RATIOS)), np.int64)
+        counts[:, 0], counts[:, 1] = index.count, index.num_samples
         for level, found in _levels(massive):
-            counts[1 + level] = np.bincount(index.inverse[found], minlength=len(index.ids))
-        sums = np.bincount(index.inverse, size, len(index.ids))[None]
+            counts[:, 1 + level] = np.bincount(index.inverse[found], minlength=len(index.ids))
+        sums = np.bincount(index.inverse, size, len(index.ids))[:, None]
         self.by_id.add(index.ids, sums, counts)
 
     def merge(self, other: TokenStats) -> None:
@@ -173,24 +173,30 @@ class TokenStats:
 
     def tokens(self) -> Columns:
         """Columns of the table `tokens`, without the text."""
-        count = self.by_id.counts
+        count = self.by_id.counts.T
         return {
             "token_id": self.by_id.ids,
             "count": count[0],
             "num_samples": count[1],
-            "abs_max_mean": self.by_id.sums[0] / np.maximum(count[0], 1),
+            "abs_max_mean": self.by_id.sums[:, 0] / np.maximum(count[0], 1),
             **{f"massive_{r}": count[2 + i] for i, r in enumerate(MASSIVE_RATIOS)},
         }
 
 
 def _massive(at: Places, abs_max: np.ndarray) -> np.ndarray:
     """How many of MASSIVE_RATIOS each place reaches."""
-    if at.common_length:
-        median = np.median(abs_max.reshape(-1, at.common_length), axis=1)
+    length = at.common_length
+    if length:
+        middle = [(length - 1) // 2, length // 2]
+        median = np.partition(abs_max.reshape(-1, length), middle, axis=1)[:, middle].mean(1)
     else:
         median = np.array([np.median(abs_max[a:b]) for a, b in zip(at.start, at.start[1:], strict=False)])
     scale = np.where(median > 0, median, np.inf)[at.which]
-    return np.sum([abs_max >= r * scale for r in MASSIVE_RATIOS], axis=0)
+    level = (abs_max >= MASSIVE_RATIOS[0] * scale).astype(np.int64)
+    found = np.flatnonzero(level)  # few: the other ratios are asked of these only
+    for ratio in MASSIVE_RATIOS[1:]:
+        level[found] += abs_max[found] >= ratio * scale[found]
+    return level
 
 
 def _levels(massive: np.ndarray) -> list[tuple[int, np.ndarray]]:

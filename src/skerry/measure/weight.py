@@ -260,7 +260,7 @@ def weight_stats(w: Float[Tensor, "..."], *, top_k: int = 64) -> WeightStats:
 
 def _every(numel: int) -> int:
     """One tile in how many the sketch reads, so that at least 2^17 entries are read: their median is within 0.3 % of the true one."""
-    return max(1, min(16, numel >> 17))
+    return max(1, min(16, 1 << max(0, (numel >> 17).bit_length() - 1)))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

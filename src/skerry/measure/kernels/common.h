@@ -224,10 +224,10 @@ INLINE void store_buckets(uint16_t *bucket, vf v) {
     vh b = __builtin_convertvector((vu)vabs(v) >> 17, vh);
     memcpy(bucket, &b, sizeof b);
 }
-/* Every `every`-th vector of a row, the first one chosen by `turn`. `bucket` has room for the row. Buckets are written before the first
+/* Every `every`-th vector of a row (a power of two), the first one chosen by `turn`. `bucket` has room for the row. Buckets are written before the first
    is read: a value just stored in parts of a vector is slow to read. */
 INLINE void sketch_vectors(uint32_t *table, uint16_t *bucket, const float *x, int64_t n, int64_t every, int64_t turn) {
-    int64_t num = 0, j = (every - turn % every) % every * LANES;
+    int64_t num = 0, j = (-turn & (every - 1)) * LANES;
     for (; j + LANES <= n; j += every * LANES, num += LANES) store_buckets(bucket + num, load(x + j));
     for (; j < n; j++) table[(float_bits(x[j]) & 0x7fffffff) >> 17]++;
     count_buckets(table, bucket, num);
