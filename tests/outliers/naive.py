@@ -165,13 +165,7 @@ def _explicit_attention(seen: dict[Any, Any]):
         ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop("naive", None)
 
 
-def naive_tables(model: Any, batches: Any) -> dict[str, pa.Table]:
-    """All tables of a run.
-
-    Args:
-        model: A model of one of the families.
-        batches: Batches without padding, all of one length.
-    """
+def _forward(model: Any, batches: Any) -> dict[Any, list[Any]]:
     caught: dict[Any, list[Any]] = defaultdict(list)
     with torch.no_grad():
         for batch in batches:
@@ -180,25 +174,56 @@ def naive_tables(model: Any, batches: Any) -> dict[str, pa.Table]:
                 model(input_ids=batch.input_ids)
             for key, x in seen.items():
                 caught[key].append(x)
+    return caught
+
+
+def _stacked(caught: Any, batches: Any) -> dict[tuple[int | None, str], np.ndarray]:
+    shape = [b.input_ids.shape[0] for b in batches]
+    return {
+        key: torch.cat([p.reshape(n, -1, p.shape[-1]) for p, n in zip(parts, shape, strict=True)]).double().numpy()
+        for key, parts in caught.items() if not isinstance(key, int)
+    }  # fmt: skip
+
+
+def naive_activations(model: Any, batches: Any) -> dict[tuple[int | None, str], np.ndarray]:
+    """(layer, part) to the whole activation, [sample, position, channel]."""
+    return _stacked(_forward(model, batches), batches)
+
+
+def naive_tables(model: Any, batches: Any) -> dict[str, pa.Table]:
+    """All tables of a run.
+
+    Args:
+        model: A model of one of the families.
+        batches: Batches without padding, all of one length.
+    """
+    caught = _forward(model, batches)
     ids = torch.cat([b.input_ids for b in batches]).numpy()
     samples = torch.cat([b.sample for b in batches]).numpy()
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     same = _same_as(family_of(model), model.config.num_hidden_layers)
-    for (layer, part), parts in [(k, v) for k, v in caught.items() if not isinstance(k, int)]:
-        place = {"layer": layer, "site": part, "expert": None}
-        if (layer, part) in same:
-            continue
-        x = torch.cat([p.reshape(b.input_ids.shape[0], -1, p.shape[-1]) for p, b in zip(parts, batches, strict=True)])
-        _activation(rows, place, x.double().numpy(), ids, samples)
+    for (layer, part), x in _stacked(caught, batches).items():
+        if (layer, part) not in same:
+            _activation(rows, {"layer": layer, "site": part, "expert": None}, x, ids, samples)
     for (layer, part), other in same.items():
-        rows["sites"].append({"layer": layer, "site": part, "expert": None, "same_as": other, "num_channels": model.config.hidden_size})
+        rows["sites"].append(
+            {
+                "layer": layer,
+                "site": part,
+                "expert": None,
+                "same_as": other,
+                "num_channels": model.config.hidden_size,
+            }
+        )
     for layer in sorted(k for k in caught if isinstance(k, int)):
         whole = {n: torch.cat([p[n] for p in caught[layer]]).double().numpy() for n in caught[layer][0]}
         _attention(rows, layer, whole, ids)
     for place, w in _weights(model):
         _weight(rows, place, w)
     return {
-        name: pa.Table.from_pylist([{f.name: r.get(f.name) for f in schema(name)} for r in rows[name]], schema=schema(name))
+        name: pa.Table.from_pylist(
+            [{f.name: r.get(f.name) for f in schema(name)} for r in rows[name]], schema=schema(name)
+        )
         for name in TABLES
     }
 
@@ -219,7 +244,9 @@ def _moments(x: np.ndarray) -> dict[str, float]:
         return out | {"skewness": m3 / m2**1.5, "kurtosis": m4 / m2**2}
 
 
-def _activation(rows: Any, place: dict[str, Any], x: np.ndarray, ids: np.ndarray, samples: np.ndarray) -> None:
+def _activation(
+    rows: Any, place: dict[str, Any], x: np.ndarray, ids: np.ndarray, samples: np.ndarray
+) -> None:
     num, length, width = x.shape
     size = np.abs(x)
     near = size < 0.1 * np.sqrt((x**2).mean(2, keepdims=True))
@@ -254,7 +281,15 @@ def _activation(rows: Any, place: dict[str, Any], x: np.ndarray, ids: np.ndarray
     for rank, at in enumerate(np.argsort(-size, axis=None, kind="stable")[:32]):
         s, t, c = np.unravel_index(at, x.shape)
         rows["values"].append(
-            place | {"rank": rank, "value": x[s, t, c], "sample": samples[s], "position": t, "token_id": ids[s, t], "channel": c}
+            place
+            | {
+                "rank": rank,
+                "value": x[s, t, c],
+                "sample": samples[s],
+                "position": t,
+                "token_id": ids[s, t],
+                "channel": c,
+            }
         )
     if place["site"] in _TOKEN_PARTS:
         _tokens(rows, place, x, ids)
@@ -323,7 +358,10 @@ def _weights(model: Any):
                 w = _cut(w.T, how, num_heads).T
             yield {"layer": layer, "site": part, "expert": None}, w.double().numpy()
     for part, name in _OUTER[family].items():
-        yield {"layer": None, "site": part, "expert": None}, model.get_parameter(name).detach().double().numpy()
+        yield (
+            {"layer": None, "site": part, "expert": None},
+            model.get_parameter(name).detach().double().numpy(),
+        )
 
 
 def _weight(rows: Any, place: dict[str, Any], w: np.ndarray) -> None:

@@ -18,6 +18,8 @@ def tables_of(model: Any, batches: Any) -> dict[str, pa.Table]:
     for batch in batches:
         meter.read(batch)
     seen = activation_tables(meter)
-    weights = weight_tables((site, weight_stats(anatomy.weight(site)).result()) for site in anatomy.weight_sites)
+    weights = weight_tables(
+        (site, weight_stats(anatomy.weight(site)).result()) for site in anatomy.weight_sites
+    )
     both = [t["nonfinite"] for t in (seen, weights) if "nonfinite" in t]
     return {**weights, **seen, "nonfinite": pa.concat_tables(both)}

@@ -42,6 +42,8 @@ def _compare(where, got, want, column):
         tolerance = 0.05 if column in _SKETCHED else 1e-5
         # Higher moments of few values lose digits where the mean is large against the spread.
         tolerance = 1e-3 if column in ("skewness", "kurtosis") else tolerance
-        assert np.isclose(got, want, rtol=tolerance, atol=1e-6, equal_nan=True), f"{where}: {got} is not {want}"
+        assert np.isclose(got, want, rtol=tolerance, atol=1e-6, equal_nan=True), (
+            f"{where}: {got} is not {want}"
+        )
     elif column not in ("sample", "num_nonfinite"):
         assert got == want, f"{where}: {got} is not {want}"

@@ -3,14 +3,16 @@
     m_sj = max_t |x_tj| of input s       high_sj = m_sj >= r median_j m_sj       r = 3, or 5 at heavy-tailed sites
     recurrence_j = mean_s high_sj        score_j = robust z of log mean_s m_sj among channels (robust.py)
 
-Ours: recurrence >= 1/2, with q <= 0.01 against exchangeable channels (fdr.py); score >= 3; and max |x_j| >= 14 x the median |x| of the
-site. Each keeps another innocent away. A random network has channels that are always the largest, so recurrence alone says nothing:
-a constant vector through a random matrix has half-normal magnitudes, where ratios of 3 to 5 are ordinary but max / median |x| stays
-under 6; a Gaussian tensor of a million values reaches 7. Behind a product or an activation function (gate * up, GELU) the typical
-channel itself reaches more than 8 medians, and 3 x among channels is ordinary too: 5 x is asked there.
+Ours: recurrence >= 1/2, with q <= 0.01 against exchangeable channels (fdr.py); score >= 3; and max |x_j|, over all inputs, at least r
+times that of the median channel and 16 times the median |x| of the site.
 
-A channel of the residual stream is one quantity from block to block: once established at one place of it, half of recurrence and score
-is enough at the others (hysteresis), so that it is not lost and found again between layers.
+Each keeps another innocent away. A random network has channels that are always the largest, so recurrence alone says nothing. A constant
+vector through a random matrix has half-normal magnitudes, where 3 to 5 times the median channel is ordinary, but max / median |x| stays
+under 6; a Gaussian tensor of a million values reaches 7. Where the typical channel is heavy-tailed itself (behind gate * up or GELU; in
+attn.mix, whose first token is not averaged), 3 times the median channel is ordinary too: r = 5 is asked there.
+
+A channel of the residual stream is one quantity from block to block: once established at one place of it, half of recurrence, score and
+ratio is enough at the others (hysteresis), so that it is not lost and found again between layers.
 Limit: with all channels alike nothing is high, and nothing is found however many inputs are read.
 """
 
@@ -27,11 +29,12 @@ from skerry.outliers.frames import Frame, Frames
 from skerry.outliers.presets import limit, listed
 from skerry.outliers.robust import MIN_PEERS, Standing
 
-HIGH, HEAVY_HIGH = "high_3", "high_5"
-HEAVY_REACH = 8.0
-"""A site is heavy-tailed when its median channel's largest |x| exceeds so many medians of |x|."""
+HIGH, HEAVY_HIGH = 3, 5
+"""Times the median channel, at ordinary and at heavy-tailed sites."""
+HEAVY_REACH, HEAVY_KURTOSIS = 10.0, 4.5
+"""A site is heavy-tailed when its median channel's largest |x| exceeds so many medians of |x|, or its median channel has this kurtosis."""
 SCORE = 3.0
-RATIO = 14.0
+RATIO = 16.0
 _READ_BY_MATRICES = ("attn.in", "attn.mix", "mlp.in", "mlp.down.in", "ssm.in", "ssm.out", "head.in")
 _INT8_PARTS = ("attn.in", "mlp.in")
 
@@ -45,6 +48,7 @@ class Channels:
         ratio: float64 [row], size / normal |x| of the site.
         score: float64 [row], robust z of the log magnitude.
         recurrence: float64 [row], share of inputs in which it was high.
+        wide: bool [row], its largest |x| over all inputs is high too.
         p, q: float64 [row], chance of such a recurrence, and corrected.
     """
 
@@ -57,8 +61,10 @@ class Channels:
         self.num = np.maximum(f["num_samples"], 0)
         standing = Standing(f, f["abs_max_mean"], self.num > 0)
         self.score = standing.score
-        heavy = f.quantiles(self.ratio, (0.5,))[0] > HEAVY_REACH
-        self.high = np.where(heavy[f.group], f[HEAVY_HIGH], f[HIGH])
+        reach = f.quantiles(self.ratio, (0.5,))[0]
+        heavy = (reach > HEAVY_REACH) | (f.quantiles(f["kurtosis"], (0.5,))[0] > HEAVY_KURTOSIS)
+        self.high = np.where(heavy[f.group], f[f"high_{HEAVY_HIGH}"], f[f"high_{HIGH}"])
+        self.wide = self.ratio >= (np.where(heavy, HEAVY_HIGH, HIGH) * reach)[f.group]
         with np.errstate(divide="ignore", invalid="ignore"):
             self.recurrence = np.where(self.num > 0, self.high / self.num, 0.0)
             p0 = f.sum(self.high) / f.sum(self.num)
@@ -81,13 +87,16 @@ class Channels:
 
     def systematic(self) -> np.ndarray:
         """Bool [row], our own rule."""
-        large = (self.q <= Q) & (self.ratio >= RATIO)
-        sure = large & (self.recurrence >= RECURRENCE) & (self.score >= SCORE)
-        return sure | (
-            large
-            & (self.recurrence >= RECURRENCE / 2)
-            & (self.score >= SCORE / 2)
-            & _along_the_residual(self.frame, sure)
+        sure = self._reaches(1.0) & self.wide
+        return sure | (self._reaches(0.5) & _along_the_residual(self.frame, sure))
+
+    def _reaches(self, part: float) -> np.ndarray:
+        """Significant, and at least this part of recurrence, score and ratio: bool [row]."""
+        return (
+            (self.q <= Q)
+            & (self.recurrence >= part * RECURRENCE)
+            & (self.score >= part * SCORE)
+            & (self.ratio >= part * RATIO)
         )
 
     def int8(self) -> np.ndarray:

@@ -20,40 +20,35 @@ def uniform_alpha(num_samples: np.ndarray, exposure: np.ndarray) -> np.ndarray:
         num_samples: [position], inputs that have the position; positions from 0 without a gap.
         exposure: [position], queries that could see it, summed over inputs.
     """
-    lengths, count = _lengths(num_samples)
-    if not len(lengths):
+    lengths = _lengths(num_samples)
+    if not lengths:
         return np.zeros(0)
-    per_input = exposure / np.maximum(num_samples, 1)
-    if _close(exposure.sum(), float((count * lengths.astype(float) ** 2).sum())):
-        return _average(num_samples, [(n, c, np.full(n, 1 / n)) for n, c in zip(lengths, count, strict=True)])
-    window = _window(lengths, count, float(exposure[0]))
-    pairs = sum(
-        c * np.minimum(np.arange(1, n + 1), window).sum() for n, c in zip(lengths, count, strict=True)
-    )
-    if _close(exposure.sum(), float(pairs)):
-        return _average(
-            num_samples, [(n, c, _causal(int(n), window)) for n, c in zip(lengths, count, strict=True)]
-        )
-    return 1 / np.maximum(per_input, 1)
+    if _close(float(exposure.sum()), float(sum(count * n**2 for n, count in lengths))):
+        return _average(num_samples, [(n, count, np.full(n, 1 / n)) for n, count in lengths])
+    window = _window(lengths, float(exposure[0]))
+    pairs = sum(count * int(np.minimum(np.arange(1, n + 1), window).sum()) for n, count in lengths)
+    if _close(float(exposure.sum()), float(pairs)):
+        return _average(num_samples, [(n, count, _causal(n, window)) for n, count in lengths])
+    return 1 / np.maximum(exposure / np.maximum(num_samples, 1), 1)
 
 
-def _lengths(num_samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the inputs and how many have each."""
+def _lengths(num_samples: np.ndarray) -> list[tuple[int, int]]:
+    """Lengths of the inputs, and how many have each."""
     ends = num_samples - np.append(num_samples[1:], 0)
     at = np.flatnonzero(ends > 0)
-    return at + 1, ends[at]
+    return [(int(k) + 1, int(ends[k])) for k in at]
 
 
 def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 0.01 * max(a, b, 1.0)
 
 
-def _window(lengths: np.ndarray, count: np.ndarray, first: float) -> int:
+def _window(lengths: list[tuple[int, int]], first: float) -> int:
     """The window under which position 0 is seen by so many queries: sum over inputs of min(w, L)."""
-    low, high = 1, int(lengths.max())
+    low, high = 1, max(n for n, _ in lengths)
     while low < high:
         middle = (low + high) // 2
-        if (count * np.minimum(middle, lengths)).sum() < first - 0.5:
+        if sum(count * min(middle, n) for n, count in lengths) < first - 0.5:
             low = middle + 1
         else:
             high = middle
