@@ -41,7 +41,8 @@ lock                            held by the process that writes
 - A finished stage is not repeated. Another model, text or option is another run: the default folder under `./skerry-runs` holds a key of the
   request, and a folder given with `--out` is refused when it holds something else. `--preset` asks the same numbers again.
 - Every file is checked against its key when it is read; a damaged one is refused by name.
-- Two runs with the same seed on the same machine with the same number of threads agree bit for bit.
+- Two runs with the same seed on the same machine agree bit for bit, given the same number of threads and the same kernels (both are recorded
+  under `choices`: the first small scan of a machine may read with the plain path, later ones with compiled kernels; they agree to rounding).
 
 ```python
 import skerry

@@ -18,6 +18,7 @@ import skerry
 from skerry.choices import Choice
 from skerry.corpus import Feed, batches, from_tensors, random_tokens, read, sentences
 from skerry.corpus.special import wrapping
+from skerry.measure.kernels import prepare
 from skerry.outliers.options import DEFAULT_FOLDER, Options, slug
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # What a batch holds: enough tokens to fill two cores, few enough that one block's tensors stay small.
 TOKENS_PER_BATCH = 4096
 WIDTH_OF_BATCH = 1024
+# Channels of all sites of a block, in widths of the residual stream; decides only whether compiling the kernels is worth it.
+WIDTHS_PER_BLOCK = 16
 
 
 @dataclass
@@ -92,6 +95,9 @@ def make_plan(model: str | Path | nn.Module | None, data: Any, options: Options)
     choices: dict[str, Choice[Any]] = {**loaded.choices, "threads": threads}
     feed = make_feed(loaded, anatomy, data, options, choices)
     seconds["text"] = time.perf_counter() - start
+    kernels = prepare(feed.card.num_tokens * anatomy.dims.num_layers * anatomy.dims.hidden * WIDTHS_PER_BLOCK)
+    choices["kernel"] = Choice(kernels.path, kernels.why)
+    seconds["compile"] = kernels.seconds
     request = {
         "model": loaded.name,
         "model_key": loaded.content_key,
