@@ -1,7 +1,7 @@
 """One matrix: its rows, its columns, its largest entries, its median, in one reading.
 
 A vector (a norm's gain) is a matrix of one row. Rows may come in chunks and in any order, and partial results add up; a chunk begins
-at a multiple of ROW_TILE rows. The median is a sketch (1 %); in large matrices it reads one 16 x 16 tile in up to sixteen.
+at a multiple of ROW_TILE rows. The median is a sketch (1 %); in large matrices it reads one 16 x 16 tile in up to 64.
 Any view with stride 1 along one axis is read in place; so a transposed matrix costs no copy.
 """
 
@@ -20,7 +20,7 @@ from skerry.measure.accumulator import Columns, check_same, pack, prefixed, unpa
 from skerry.measure.foremost import Foremost
 from skerry.measure.moments import Moments
 from skerry.measure.sketch import QuantileSketch
-from skerry.measure.weight_fused import read_fused
+from skerry.measure.weight_fused import FusedReading, read_fused
 from skerry.measure.weight_reading import LineReading, MatrixReading, read_plain
 
 ROW_TILE = 1024
@@ -55,16 +55,14 @@ class Lines:
 
     def __init__(self, num: int) -> None:
         self.moments = Moments.zeros(num)
-        self.range = np.repeat([[np.inf], [-np.inf]], num, axis=1)
+        self.range = np.empty((2, num))
+        self.range[0], self.range[1] = np.inf, -np.inf
         self.abs_sum = np.zeros(num)
 
     def add(self, reading: LineReading, at: slice) -> None:
         """Take in more of the lines `at`."""
         part = Moments(self.moments.count[at], self.moments.sums[:, at])
-        if part.count.any():
-            part.merge(reading.moments)
-        else:
-            part.count[...], part.sums[...] = reading.moments.count, reading.moments.sums
+        part.merge(reading.moments)
         np.minimum(self.range[0, at], reading.low, out=self.range[0, at])
         np.maximum(self.range[1, at], reading.high, out=self.range[1, at])
         self.abs_sum[at] += reading.abs_sum
@@ -140,19 +138,18 @@ class WeightStats:
         if first_row % ROW_TILE:
             raise MergeMismatch(f"a chunk of rows begins at a multiple of {ROW_TILE}, not at row {first_row}")
         if w.numel():
-            ask = {
-                "top_k": self.largest.limit,
-                "nonfinite_k": NUM_NONFINITE_KEPT,
-                "every": _every(num_rows * num_columns),
-            }
-            fused = read_fused(w.detach(), first_row, bar=self.largest.bar(), **ask)
-            r = fused or read_plain(w.detach(), bar=self.largest.bar(), **ask)
-            self._take(r, first_row, slice(first_row, first_row + w.shape[0]))
+            ask = {"nonfinite_k": NUM_NONFINITE_KEPT, "every": _every(num_rows * num_columns)}
+            fused = read_fused(self, w.detach(), first_row, **ask)
+            if fused is not None:
+                self._locate(fused, first_row)
+                return
+            r = read_plain(w.detach(), bar=self.largest.bar(), top_k=self.largest.limit, **ask)
+            self.rows.add(r.rows, slice(first_row, first_row + w.shape[0]))
+            self.columns.add(r.columns, slice(None))
+            self.counts += r.counts
+            self._locate(r, first_row)
 
-    def _take(self, r: MatrixReading, first_row: int, at: slice) -> None:
-        self.rows.add(r.rows, at)
-        self.columns.add(r.columns, slice(None))
-        self.counts += r.counts
+    def _locate(self, r: MatrixReading | FusedReading, first_row: int) -> None:
         self.sketch.add(r.histogram, r.first)
         value, row, column = r.largest
         self.largest.add(value=value, row=row + first_row, column=column)
@@ -260,7 +257,7 @@ def weight_stats(w: Float[Tensor, "..."], *, top_k: int = 64) -> WeightStats:
 
 def _every(numel: int) -> int:
     """One tile in how many the sketch reads, so that at least 2^17 entries are read: their median is within 0.3 % of the true one."""
-    return max(1, min(16, 1 << max(0, (numel >> 17).bit_length() - 1)))
+    return max(1, min(64, 1 << max(0, (numel >> 17).bit_length() - 1)))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
-"""The fused path of WeightStats: one call into kernels/weight.c.
+"""The fused path of WeightStats: one call into kernels/weight.c, which adds to the accumulator's arrays in place.
 
-It reads along memory, so a transposed matrix is read as what it is a transpose of, and rows and columns change places in the answer.
+It reads along memory, so a transposed matrix is read as what it is a transpose of, and rows and columns change places.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,51 +23,63 @@ from skerry.measure.fused import (
     tables,
 )
 from skerry.measure.kernels import library
-from skerry.measure.moments import Moments
 from skerry.measure.sketch import NUM_BUCKETS
-from skerry.measure.weight_reading import LineReading, MatrixReading
 
 _Arguments = structure(
     "Weight",
     """*w stride num_lines length dtype num_threads top_k nonfinite_k every turn is_transposed %bar
+    line_stride place_stride
     *line_count *line_sums *line_range *line_abs *place_count *place_sums *place_range *place_abs
     *counts *histogram *used *tables *value *value_row *value_column *num_values
     *nonfinite_kind *nonfinite_row *nonfinite_column *num_nonfinite *scratch""",
 )
 
 
-class _Series:
-    """Where the kernel writes the statistics of lines, or of places: one block of memory."""
+class FusedReading(NamedTuple):
+    """What is left to do in Python after the kernel has added the rest to the accumulator.
 
-    def __init__(self, num: int) -> None:
-        self.block = np.zeros((8, num))
-        self.block[5], self.block[6] = np.inf, -np.inf
+    Attributes:
+        histogram: int64 [bucket], from bucket `first` on; overwritten by the next call.
+        first: Number of its first bucket.
+        largest: value, row, column.
+        nonfinite: kind, row, column.
+    """
 
-    def pointers(self, name: str) -> dict[str, int]:
-        first, row = pointer(self.block), self.block.strides[0]
-        return {
-            f"{name}_{k}": first + i * row for k, i in (("count", 0), ("sums", 1), ("range", 5), ("abs", 7))
-        }
-
-    def reading(self) -> LineReading:
-        block = self.block
-        return LineReading(Moments(block[0].view(np.int64), block[1:5]), block[5], block[6], block[7])
+    histogram: np.ndarray
+    first: int
+    largest: tuple[np.ndarray, np.ndarray, np.ndarray]
+    nonfinite: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_fused(
-    w: Float[Tensor, "row column"], first_row: int, *, bar: float, top_k: int, nonfinite_k: int, every: int
-) -> MatrixReading | None:
-    """Read some rows; None when the kernels cannot or shall not do it. Arguments as those of `read_plain`."""
+    stats: Any, w: Float[Tensor, "row column"], first_row: int, *, nonfinite_k: int, every: int
+) -> FusedReading | None:
+    """Read some rows into `stats`; None when the kernels cannot or shall not do it, and nothing was read.
+
+    Args:
+        stats: A WeightStats, whose arrays the kernel adds to.
+        w: The rows.
+        first_row: Number of the first of them.
+        nonfinite_k: How many non-finite entries to locate.
+        every: One tile in so many is sketched.
+    """
     is_transposed = w.stride(0) == 1 and w.stride(1) != 1
     lines = w.T if is_transposed else w
+    top_k = stats.largest.limit
     if not is_readable(lines) or max(top_k, nonfinite_k) > MAX_LIST:
         return None
     kernels = library(w.numel())
     if kernels is None:
         return None
-    along, across = _Series(lines.shape[0]), _Series(lines.shape[1])
-    nums, histogram, threads = np.zeros(7, np.int64), histogram_room(), kernels.threads(w.numel())
-    value, at, missing = np.empty(top_k), np.empty((2, top_k), np.int64), np.empty((3, nonfinite_k), np.int64)
+    threads, histogram = kernels.threads(w.numel()), histogram_room()
+    nums, value, found = (
+        np.zeros(4, np.int64),
+        np.empty(top_k),
+        np.empty(2 * top_k + 3 * nonfinite_k, np.int64),
+    )
+    along, across = (stats.columns, stats.rows) if is_transposed else (stats.rows, stats.columns)
+    first_num, first_found = pointer(nums), pointer(found)
+    missing = first_found + 16 * top_k
     arguments = _Arguments(
         w=lines.data_ptr(),
         stride=lines.stride(0),
@@ -79,36 +92,39 @@ def read_fused(
         every=every,
         turn=first_row // 16,
         is_transposed=is_transposed,
-        bar=bar,
-        **along.pointers("line"),
-        **across.pointers("place"),
-        counts=pointer(nums) + 32,
+        bar=stats.largest.bar(),
+        **_pointers("line", along, 0 if is_transposed else first_row),
+        **_pointers("place", across, first_row if is_transposed else 0),
+        counts=pointer(stats.counts),
         histogram=pointer(histogram),
-        used=pointer(nums) + 16,
+        used=first_num + 16,
         tables=tables(threads * 4 * NUM_BUCKETS),
         value=pointer(value),
-        value_row=pointer(at),
-        value_column=pointer(at) + at.strides[0],
-        num_values=pointer(nums),
-        nonfinite_kind=pointer(missing),
-        nonfinite_row=pointer(missing) + missing.strides[0],
-        nonfinite_column=pointer(missing) + 2 * missing.strides[0],
-        num_nonfinite=pointer(nums) + 8,
+        value_row=first_found,
+        value_column=first_found + 8 * top_k,
+        num_values=first_num,
+        nonfinite_kind=missing,
+        nonfinite_row=missing + 8 * nonfinite_k,
+        nonfinite_column=missing + 16 * nonfinite_k,
+        num_nonfinite=first_num + 8,
     )
     functions = kernels.functions
     functions.skerry_weight_scratch.restype = ctypes.c_int64
     arguments.scratch = scratch(functions.skerry_weight_scratch(ctypes.byref(arguments)))
     functions.skerry_weight_read(ctypes.byref(arguments))
-    num, num_missing, first, end = nums[:4].tolist()
-    value, at, missing = value[:num], at[:, :num], missing[:, :num_missing]
-    if is_transposed:
-        along, across = across, along
-    return MatrixReading(
-        rows=along.reading(),
-        columns=across.reading(),
-        counts=nums[4:],
-        histogram=histogram[first:end],
-        first=first,
-        largest=(value, at[0], at[1]),
-        nonfinite=(missing[0], missing[1], missing[2]),
-    )
+    num, num_missing, first, end = nums.tolist()
+    row, column = found[: 2 * top_k].reshape(2, top_k)[:, :num]
+    kind, bad_row, bad_column = found[2 * top_k :].reshape(3, nonfinite_k)[:, :num_missing]
+    return FusedReading(histogram[first:end], first, (value[:num], row, column), (kind, bad_row, bad_column))
+
+
+def _pointers(name: str, lines: Any, first: int) -> dict[str, int]:
+    """Addresses of the arrays of `Lines`, from line `first` on."""
+    arrays = {
+        "count": lines.moments.count,
+        "sums": lines.moments.sums,
+        "range": lines.range,
+        "abs": lines.abs_sum,
+    }
+    addresses = {f"{name}_{key}": pointer(array) + 8 * first for key, array in arrays.items()}
+    return {f"{name}_stride": len(lines.abs_sum), **addresses}

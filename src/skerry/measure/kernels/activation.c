@@ -129,7 +129,9 @@ static RowSums read_row(const float *x, int64_t n) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) add_to_row(&v, load(x + j));
     if (j < n) add_to_row(&v, load_some(x + j, n - j, 0));
-    RowSums r = {(double)n, vsum(v.s1), vsum(v.s2), vsum(v.s4), vtop(v.top)};
+    float sum[4];
+    vsum4(sum, v.s1, v.s2, v.s4, (vf){0});
+    RowSums r = {(double)n, sum[0], sum[1], sum[2], vtop(v.top)};
     if (r.size == 0 && r.square == 0) return r;
     int in_range = r.fourth > 1e-30 && r.fourth < 1e37 && r.square - r.sum * r.sum / r.n > 1e-3 * r.square;
     return in_range ? r : careful_row(x, n);

@@ -8,7 +8,7 @@
 #include "common.h"
 
 #define UNIT 128
-#define TILE 16
+#define TILE 8
 #define SEGMENT 1024
 #define ROUND 32
 enum { LOW, HIGH, S1, S2, S3, S4, SIZE, PARTS };
@@ -17,7 +17,8 @@ typedef struct {
     const void *w;
     int64_t stride, num_lines, length, dtype, num_threads, top_k, nonfinite_k, every, turn, is_transposed;
     double bar;
-    /* [line] and [place] */
+    /* [line] and [place], added to; the strides are those of arrays [2 or 4, line] */
+    int64_t line_stride, place_stride;
     int64_t *line_count;
     double *line_sums, *line_range, *line_abs;
     int64_t *place_count;
@@ -143,10 +144,12 @@ static void along_segment(const Weight *a, LineSums *sums, int64_t *zeros, const
         *zeros -= LANES - (n - j);
     }
     *zeros += vsumi(t.zeros);
-    double s1 = vsum(t.s1), s2 = vsum(t.s2), s4 = vsum(t.s4);
+    float sum[4];
+    vsum4(sum, t.s1, t.s2, t.s3, t.s4);
     float low = vbottom(t.low), high = vtop(t.high);
-    if (is_safe((double)n, s1, s2, s4)) {
-        sums->n += (double)n, sums->s[0] += s1, sums->s[1] += s2, sums->s[2] += vsum(t.s3), sums->s[3] += s4, sums->s[4] += vsum(t.size);
+    if (is_safe((double)n, sum[0], sum[1], sum[3])) {
+        sums->n += (double)n, sums->s[4] += vsum(t.size);
+        for (int k = 0; k < 4; k++) sums->s[k] += sum[k];
         sums->low = low < sums->low ? low : sums->low, sums->high = high > sums->high ? high : sums->high;
     } else {
         Careful c = careful(a, line, first, n, 1);
@@ -182,14 +185,17 @@ static void finish_line(const Weight *a, Worker *w, int64_t line, const LineSums
     double n = t->n, mean = n > 0 ? t->s[0] / n : 0, m2 = t->s[1] - mean * t->s[0];
     Careful c = {n, mean, m2 > 0 ? m2 : 0, t->s[2] - 3 * mean * t->s[1] + 2 * n * mean * mean * mean,
                  t->s[3] - 4 * mean * t->s[2] + 6 * mean * mean * t->s[1] - 3 * n * mean * mean * mean * mean, t->s[4], t->low, t->high};
-    c = pool_careful(c, t->rest);
+    if (t->rest.n > 0) c = pool_careful(c, t->rest);
     if (t->is_broken) find_nonfinite(a, w, line);
-    int64_t lines = a->num_lines;
+    float size = -c.low > c.high ? -c.low : c.high;
+    int64_t lines = a->line_stride;
+    if (a->line_count[line] > 0)
+        c = pool_careful((Careful){(double)a->line_count[line], a->line_sums[line], a->line_sums[lines + line], a->line_sums[2 * lines + line],
+                                   a->line_sums[3 * lines + line], a->line_abs[line], (float)a->line_range[line], (float)a->line_range[lines + line]}, c);
     a->line_count[line] = (int64_t)c.n;
     a->line_sums[line] = c.mean, a->line_sums[lines + line] = c.m2;
     a->line_sums[2 * lines + line] = c.m3, a->line_sums[3 * lines + line] = c.m4 > 0 ? c.m4 : 0;
     a->line_range[line] = c.low, a->line_range[lines + line] = c.high, a->line_abs[line] = c.size;
-    float size = -c.low > c.high ? -c.low : c.high;
     if (list_wants(&w->largest, size, (float)a->bar, a->is_transposed ? -1 : line, -1)) offer_line(a, w, line);
 }
 
@@ -200,14 +206,14 @@ static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
     for (int64_t j = 0; j < a->length; j += SEGMENT) {
         int64_t n = a->length - j < SEGMENT ? a->length - j : SEGMENT;
         for (int64_t t = 0; t < num; t += TILE) {
-            int64_t some = num - t < TILE ? num - t : TILE, turn = a->turn + (first + t) / 16 + j / 16;
+            int64_t some = num - t < TILE ? num - t : TILE, turn = a->turn + j / 16;
             const float *rows[TILE];
             for (int64_t r = 0; r < some; r++) {
                 const void *at = address(a->w, (first + t + r) * a->stride + j, (int)a->dtype);
                 rows[r] = at;
                 if (a->dtype != FLOAT32) widen(w->room + r * SEGMENT, at, n, (int)a->dtype), rows[r] = w->room + r * SEGMENT;
                 along_segment(a, &sums[t + r], &w->zeros, rows[r], n, first + t + r, j);
-                sketch_vectors(w->table, w->bucket, rows[r], n, a->every, turn);
+                sketch_vectors(w->table, w->bucket, rows[r], n, a->every, turn + (first + t + r) / 16);
             }
             across(part + j, width, rows, n, some, t == 0, a->dtype == FLOAT32 && t + 2 * TILE <= num ? TILE * a->stride : 0);
         }
@@ -217,7 +223,7 @@ static void read_unit(const Weight *a, Worker *w, float *part, int64_t first) {
 
 /* Some units into a block of 16 places. */
 static void fold(const Weight *a, const float *part, int64_t first, int64_t num_units, int64_t block) {
-    int64_t width = padded(a), n = a->length, j = block * LANES, used = n - j < LANES ? n - j : LANES;
+    int64_t width = padded(a), n = a->place_stride, j = block * LANES, used = a->length - j < LANES ? a->length - j : LANES;
     double count[LANES] = {0};
     for (int i = 0; i < used; i++) count[i] = (double)a->place_count[j + i];
     Moments all = {loadd(count, LANES), loadd(a->place_sums + j, used), loadd(a->place_sums + n + j, used),
