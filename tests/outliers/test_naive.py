@@ -24,7 +24,7 @@ def _by_key(table: pa.Table, key: tuple[str, ...]) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scan_and_whole_tensors_agree(family):
-    model, batches = random_model(family), random_batches(num_samples=6, length=20, size=4)
+    model, batches = random_model(family), random_batches(num_samples=4, length=16, size=3)
     slow, fast = naive_tables(model, batches), tables_of(model, batches)
     for name, key in _KEYS.items():
         want, got = _by_key(slow[name], key), _by_key(fast[name], key)

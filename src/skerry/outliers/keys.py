@@ -78,12 +78,12 @@ def bound_tokens(frames: Frames, keys: Keys) -> dict[tuple[int, int], int]:
     """The token that stands at a position in every input and nowhere else: (layer, position) to row of `key_tokens`.
 
     Two sums that agree in every digit are the same sum: a token's received and exposed attention (means over heads) equal those of
-    the position it is bound to. Only positions that at least one head treats as a sink are looked at.
+    the position it is bound to. Only positions that some head attends to more than usual are looked at.
     """
     tokens, f = frames("key_tokens", ("layer",)), keys.frame
     out: dict[tuple[int, int], int] = {}
     wanted: dict[int, set[int]] = {}
-    for r in np.flatnonzero(f["alpha"] > 3 * keys.uniform).tolist():
+    for r in np.flatnonzero((f["alpha"] > 3 * keys.uniform) | (f["sink"] > 0)).tolist():
         wanted.setdefault(f.keys[f.group[r]][0], set()).add(int(f["position"][r]))
     heads: dict[int, list[np.ndarray]] = {}
     for (layer, _), rows in f.groups():
