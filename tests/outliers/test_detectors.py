@@ -75,6 +75,14 @@ def test_first_position_of_changing_tokens_is_bound_to_the_position_only():
     assert first.token is None and first.token_id is None
 
 
+def test_token_that_is_large_in_all_channels_is_not_massive():
+    tables = _llama_like()
+    positions = tables["positions"].to_pydict()
+    positions["norm_mean"][0] = 6000.0
+    tables["positions"] = pa.table(positions, schema=tables["positions"].schema)
+    assert {f.token for f in find(tables).findings if f.type == "massive activation"} == {"."}
+
+
 def test_sun_and_owen_ask_for_a_hundred_and_a_thousand_medians():
     for value, expected in ((600.0, True), (499.0, False)):  # median 0.5
         met = {

@@ -4,7 +4,8 @@
 
 A position is tested over the inputs that have it, a token over its occurrences, but an input counts once: occurrences in one input are
 not independent. Chance is that a place is massive with the share of all places of the site that are (fdr.py); positions and tokens of
-all sites are corrected together.
+all sites are corrected together. A token that is merely longer than others, in all of its channels, is no massive activation: one channel
+must hold a quarter of its energy. (Untrained post-norm models have such first tokens: theirs alone is not averaged by attention.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from skerry.outliers.robust import Standing
 
 MASSIVE = "massive_16"
 MIN_SAMPLES = 3
+ENERGY = 0.25
+"""A massive place has at least this share of its energy in one channel; else it is a large token, in all channels."""
 
 
 class Bound(NamedTuple):
@@ -88,6 +91,17 @@ class Places:
         )
         self.at_position = _match(self.values, self.positions.frame, "position")
         self.at_token = _match(self.values, self.tokens.frame, "token_id")
+        self._drop_large_tokens()
+
+    def _drop_large_tokens(self) -> None:
+        """Positions without a dominant channel are not massive, nor are the tokens that stand at one such position only."""
+        f = self.positions.frame
+        spread = np.square(f["abs_max_mean"]) < ENERGY * np.square(f["norm_mean"])
+        self.positions.systematic[spread] = False
+        tied = np.flatnonzero((self.at_position >= 0) & (self.at_token >= 0))
+        tied = tied[self.tokens.frame["count"][self.at_token[tied]] == f["count"][self.at_position[tied]]]
+        tied = tied[spread[self.at_position[tied]]]
+        self.tokens.systematic[self.at_token[tied]] = False
 
     def says(self, which: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Bool [row of `values`]: what `which` says of the place (`rows`, -1 is none) that the value stands at."""

@@ -3,8 +3,8 @@
     M_st = max_j |x_stj|        massive_st = M_st >= 16 median_t M_st
 
 Ours: a position (or a token id) that is massive in at least half of the inputs that have it (of its occurrences), more often than
-chance at q = 0.01 (bound.py). 16 is beyond what channels with persistent outliers do to single tokens (in all-MiniLM-L6-v2 up to 12),
-and below what massive activations show.
+chance at q = 0.01, and with a quarter of its energy in one channel (bound.py). 16 is beyond what channels with persistent outliers do
+to single tokens (in all-MiniLM-L6-v2 up to 12), and below what massive activations show.
 
 The sites that tell tokens apart are the residual stream, the input of the down projection and its output. Which channel carries it
 comes from the site's 32 largest values: every channel with at least a quarter of the place's mean largest. A token that stands at one
