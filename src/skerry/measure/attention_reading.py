@@ -18,7 +18,7 @@ from skerry.anatomy.attention import AttentionView
 # An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
 HIDDEN = -5000.0
 # Logits that the plain path has in hand at once.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 @dataclass

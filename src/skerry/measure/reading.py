@@ -21,7 +21,7 @@ from skerry.measure.places import Places
 from skerry.measure.sketch import histogram
 
 # Values of float64 that the plain path has in hand at once.
-_GROUP = 1 << 20
+_GROUP = 1 << 18
 # Values beyond so many RMS of their token are all sketched.
 _FAR = 4
 

@@ -16,7 +16,7 @@ from skerry.measure.moments import Moments, pool
 from skerry.measure.sketch import histogram
 
 # Entries that the plain path turns to float64 at once.
-_BLOCK = 1 << 21
+_BLOCK = 1 << 18
 
 
 @dataclass

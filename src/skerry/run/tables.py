@@ -25,7 +25,7 @@ _PLACE = {
     "expert": Column(_I, "number of the expert; null where there is none"),
 }
 # A sample counts as "high" in a channel when the channel's largest |x| in that sample is at least so many times the median, over the
-# channels of the site, of the same quantity in the same sample. A token counts as "massive" likewise against the sample's other tokens.
+# channels of the site, of the same quantity in the same sample (never where it is 0). A token counts as "massive" likewise against the sample's other tokens.
 HIGH_RATIOS = (3, 5, 10, 20, 50, 100)
 MASSIVE_RATIOS = (4, 8, 16, 64, 256)
 _HIGH = {
@@ -67,11 +67,11 @@ TABLES: dict[str, dict[str, Column]] = {
         ),
         "kurtosis_osp": Column(
             _F,
-            "mean over tokens of max(0, mean x^4 / var^2 - 3), x not centred (Park et al. 2506.19697), full context",
+            "mean over tokens of max(0, mean x^4 / var^2 - 3), x^4 not centred, var unbiased (Park et al. 2506.19697), full context",
         ),
         "max_to_median_token": Column(
             _F,
-            "max|x| / median|x| of a token, averaged over tokens (He et al.: MMR); null where not measured",
+            "max|x| / median|x| of a token (1 %), averaged over tokens (He et al.: MMR), over every eighth in widths from 256; NaN where not measured",
         ),
         "max_inf_norm": Column(_F, "largest |x| of a sample, averaged over samples (Bondarenko et al.)"),
         "zero": Column(_F, "share of exact zeros"),
@@ -173,7 +173,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "received": Column(_F, "mean over heads of the weight received, summed over occurrences"),
         "exposure": Column(_F, "query rows that could see it, summed over occurrences"),
         "sink_heads": Column(
-            _F, "mean over occurrences of the share of heads with received / exposure > 0.3"
+            _F, "mean over occurrences of the share of heads in which it is a sink, as in `keys`"
         ),
     },
     "matrices": {

@@ -3,7 +3,7 @@
    1. units (at most UNIT rows of one input), in parallel: tile by tile a pass along the rows (norms, histogram, largest values) and
       a pass down the channels (range, power sums about a centre near the channel's mean, zeros). The sums of a unit are float32
       and depend on its rows only, so any batching gives the same numbers.
-   2. blocks of 16 channels, in parallel: units folded into float64 moments, in order. A channel that met a non-finite value or left
+   2. blocks of 16 channels, in parallel, after some units: folded into float64 moments, in order. A channel that met a non-finite value or left
       the range of float32 is read again, slowly, in double.
    3. inputs, in parallel: the median channel and the top channels.
    4. blocks of channels, in parallel: in which inputs a channel stands out. */
@@ -53,13 +53,13 @@ typedef struct {
 typedef struct { double median; float top; int64_t top_last; float inf_norm; } SampleScale;
 
 typedef struct {
-    int64_t width, num_units, num_blocks, tile_rows;
+    int64_t width, num_units, num_blocks, tile_rows, round; /* units in hand at once */
     Unit *unit;
     UnitSums *unit_sums;
     Worker *worker;
     SampleScale *scale;
     double *pooled; /* [sample, block, 5] */
-    float *part;    /* [unit, PARTS, width] */
+    float *part;    /* [unit of the round, PARTS, width] */
     float *low, *high; /* [sample, width] */
     float *limit;      /* [place], below it a value is near zero */
     char *private; /* per worker: tile, bucket row, limits */
@@ -78,8 +78,12 @@ static Plan make_plan(const Activation *a) {
     p.width = (a->num_channels + LANES - 1) / LANES * LANES;
     p.num_blocks = p.width / LANES;
     for (int64_t s = 0; s < a->num_samples; s++) p.num_units += (a->start[s + 1] - a->start[s] + UNIT - 1) / UNIT;
-    p.tile_rows = 32768 / p.width / 8 * 8;
+    p.tile_rows = 16384 / p.width / 8 * 8;
     p.tile_rows = p.tile_rows < HEAD ? HEAD : p.tile_rows > 32 ? 32 : p.tile_rows;
+    /* Sums of units are folded while they are still in the cache. */
+    p.round = (1 << 19) / (PARTS * p.width * 4);
+    p.round = p.round < 2 * a->num_threads ? 2 * a->num_threads : p.round;
+    p.round = p.round > p.num_units ? p.num_units : p.round;
     int64_t at = 0;
     char *b = a->scratch;
     p.unit = (Unit *)take(&at, b, p.num_units * (int64_t)sizeof(Unit));
@@ -87,7 +91,7 @@ static Plan make_plan(const Activation *a) {
     p.worker = (Worker *)take(&at, b, a->num_threads * (int64_t)sizeof(Worker));
     p.scale = (SampleScale *)take(&at, b, a->num_samples * (int64_t)sizeof(SampleScale));
     p.pooled = (double *)take(&at, b, a->num_samples * p.num_blocks * 5 * 8);
-    p.part = (float *)take(&at, b, p.num_units * PARTS * p.width * 4);
+    p.part = (float *)take(&at, b, p.round * PARTS * p.width * 4);
     p.low = (float *)take(&at, b, a->num_samples * p.width * 4);
     p.high = (float *)take(&at, b, a->num_samples * p.width * 4);
     p.limit = (float *)take(&at, b, a->num_places * 4);
@@ -287,7 +291,7 @@ static const float *row_of(const Activation *a, int64_t place, float *room) {
 
 static void read_unit(const Activation *a, const Plan *p, int64_t index, int worker) {
     Unit u = p->unit[index];
-    float *room = (float *)(p->private + worker * p->private_size), *part = p->part + index * PARTS * p->width;
+    float *room = (float *)(p->private + worker * p->private_size), *part = p->part + index % p->round * PARTS * p->width;
     uint16_t *bucket = (uint16_t *)(room + p->tile_rows * p->width);
     Tile t = {.every = a->every, .worker = &p->worker[worker]};
     UnitSums sums = {0, 0, 0, 0};
@@ -337,11 +341,11 @@ static Careful careful_channel(const Activation *a, const Plan *p, const Unit *u
 
 typedef struct { Moments m; vf low, high; vl near, zero, bad; } Block;
 
-/* One unit into its block of channels. `pooled` takes n and the sums of x, x^2, x^3, x^4 over all of them. */
-static void fold_unit(const Activation *a, const Plan *p, int64_t index, int64_t j, Block *b, Block *sample, vd pooled[5], Worker *w) {
+/* One unit into its block of channels, and into what is known of its input. */
+static void fold_unit(const Activation *a, const Plan *p, int64_t index, int64_t j, Block *b, Worker *w) {
     const Unit *u = &p->unit[index];
     int64_t width = p->width, used = a->num_channels - j < LANES ? a->num_channels - j : LANES;
-    const float *part = p->part + index * PARTS * width + j;
+    const float *part = p->part + index % p->round * PARTS * width + j;
     /* Scales are powers of two: turning the exponent round is dividing. */
     vd scale = widened((vf)((254 << 23) - (vi)load(part + SCALE * width))), scale2 = scale * scale;
     Moments m = central((double)u->num, widened(load(part + S1 * width)), widened(load(part + S2 * width)),
@@ -349,9 +353,8 @@ static void fold_unit(const Activation *a, const Plan *p, int64_t index, int64_t
     m.mean = (m.mean - widened(load(part + SHIFT * width))) * scale;
     m.m2 *= scale2, m.m3 *= scale2 * scale, m.m4 *= scale2 * scale2;
     vf low = load(part + LOW * width), high = load(part + HIGH * width);
-    vi tally = loadi((const int32_t *)part + TALLY * width);
+    vi tally = loadi((const int32_t *)part + TALLY * width), exponent = (vi)load(part + S4 * width) & 0x7f800000;
     vl near = __builtin_convertvector(tally & 0xffff, vl), zero = __builtin_convertvector(tally >> 16, vl);
-    vi exponent = (vi)load(part + S4 * width) & 0x7f800000;
     for (int i = 0; i < used; i++) {
         if (exponent[i] != 0x7f800000) continue;
         Careful c = careful_channel(a, p, u, j + i, w);
@@ -359,33 +362,29 @@ static void fold_unit(const Activation *a, const Plan *p, int64_t index, int64_t
         low[i] = c.low, high[i] = c.high, near[i] = c.near, zero[i] = c.zero, b->bad[i] += c.bad;
     }
     vd v = m.mean, v2 = v * v, nv = m.n * v;
-    pooled[0] += m.n;
-    pooled[1] += nv;
-    pooled[2] += m.m2 + nv * v;
-    pooled[3] += m.m3 + 3 * v * m.m2 + nv * v2;
-    pooled[4] += m.m4 + 4 * v * m.m3 + 6 * v2 * m.m2 + nv * v2 * v;
+    vd sums[5] = {m.n, nv, m.m2 + nv * v, m.m3 + 3 * v * m.m2 + nv * v2, m.m4 + 4 * v * m.m3 + 6 * v2 * m.m2 + nv * v2 * v};
+    float *all_low = p->low + u->sample * width + j, *all_high = p->high + u->sample * width + j;
+    double *pooled = p->pooled + (u->sample * p->num_blocks + j / LANES) * 5;
+    int is_first = u->first == a->start[u->sample];
+    for (int k = 0; k < 5; k++) {
+        for (int64_t i = used; i < LANES; i++) sums[k][i] = 0;
+        pooled[k] = (is_first ? 0 : pooled[k]) + dsum(sums[k]);
+    }
+    store(all_low, is_first ? low : vmin(low, load(all_low)));
+    store(all_high, is_first ? high : vmax(high, load(all_high)));
+    b->low = vmin(low, b->low), b->high = vmax(high, b->high);
     b->m = pool(b->m, m);
     b->near += near, b->zero += zero;
-    sample->low = vmin(low, sample->low), sample->high = vmax(high, sample->high);
 }
 
-static void fold_block(const Activation *a, const Plan *p, int64_t block, Worker *w) {
-    int64_t n = a->num_channels, j = block * LANES, used = n - j < LANES ? n - j : LANES, index = 0;
+/* Units first to last - 1 into the accumulator's arrays. */
+static void fold_block(const Activation *a, const Plan *p, int64_t block, int64_t first, int64_t last, Worker *w) {
+    int64_t n = a->num_channels, j = block * LANES, used = n - j < LANES ? n - j : LANES;
     Block b = {.low = INFINITY + (vf){0}, .high = -INFINITY + (vf){0}};
     double count[LANES] = {0};
     for (int i = 0; i < used; i++) count[i] = (double)a->count[j + i];
     b.m = (Moments){loadd(count, LANES), loadd(a->sums + j, used), loadd(a->sums + n + j, used), loadd(a->sums + 2 * n + j, used), loadd(a->sums + 3 * n + j, used)};
-    for (int64_t s = 0; s < a->num_samples; s++) {
-        Block sample = {.low = INFINITY + (vf){0}, .high = -INFINITY + (vf){0}};
-        vd pooled[5] = {{0}};
-        for (; index < p->num_units && p->unit[index].sample == s; index++) fold_unit(a, p, index, j, &b, &sample, pooled, w);
-        store(p->low + s * p->width + j, sample.low), store(p->high + s * p->width + j, sample.high);
-        b.low = vmin(sample.low, b.low), b.high = vmax(sample.high, b.high);
-        for (int k = 0; k < 5; k++) {
-            for (int64_t i = used; i < LANES; i++) pooled[k][i] = 0;
-            p->pooled[(s * p->num_blocks + block) * 5 + k] = dsum(pooled[k]);
-        }
-    }
+    for (int64_t index = first; index < last; index++) fold_unit(a, p, index, j, &b, w);
     stored(a->sums + j, b.m.mean, used), stored(a->sums + n + j, b.m.m2, used);
     stored(a->sums + 2 * n + j, b.m.m3, used), stored(a->sums + 3 * n + j, b.m.m4, used);
     for (int i = 0; i < used; i++) {
@@ -568,10 +567,13 @@ void skerry_activation_read(Activation *a) {
 #pragma omp parallel num_threads((int)a->num_threads)
     {
         int me = THREAD;
+        for (int64_t first = 0; first < p.num_units; first += p.round) {
+            int64_t last = first + p.round < p.num_units ? first + p.round : p.num_units;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t u = 0; u < p.num_units; u++) read_unit(a, &p, u, me);
+            for (int64_t u = first; u < last; u++) read_unit(a, &p, u, me);
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < p.num_blocks; b++) fold_block(a, &p, b, &p.worker[me]);
+            for (int64_t b = 0; b < p.num_blocks; b++) fold_block(a, &p, b, first, last, &p.worker[me]);
+        }
 #pragma omp for schedule(static)
         for (int64_t s = 0; s < a->num_samples; s++) scale_sample(a, &p, s, (float *)(p.private + me * p.private_size));
 #pragma omp for schedule(static)
