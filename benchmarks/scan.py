@@ -36,7 +36,11 @@ def build(name: str):
         shape = (32, 128)
     else:
         config = transformers.LlamaConfig(
-            hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048, vocab_size=32000
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=2048,
+            vocab_size=32000,
         )
         model = transformers.LlamaForCausalLM(config)
         shape = (4, 512)
@@ -51,8 +55,8 @@ def timed(action: Callable[[], object]) -> float:
 
 def ratios(name: str, rounds: int, threads: int) -> dict[str, object]:
     import torch
-
     from peers import attention_statistics, hooks
+
     from skerry.anatomy import resolve, run
     from skerry.corpus.batch import Batch
     from skerry.measure import Meter
@@ -62,7 +66,9 @@ def ratios(name: str, rounds: int, threads: int) -> dict[str, object]:
     anatomy = resolve(model)
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(ids)))
     meters = {"activation": Meter(anatomy, attention=False), "full": Meter(anatomy)}
-    places = [(anatomy.taps[s].module, anatomy.taps[s].tap.side) for s in anatomy.taps if s not in anatomy.same_as]
+    places = [
+        (anatomy.taps[s].module, anatomy.taps[s].tap.side) for s in anatomy.taps if s not in anatomy.same_as
+    ]
     places = list({(id(m), side): (m, side) for m, side in places}.values())
 
     def plain() -> None:
@@ -97,7 +103,10 @@ def ratios(name: str, rounds: int, threads: int) -> dict[str, object]:
     for _ in range(rounds):
         for key, action in actions.items():
             times[key].append(timed(action))
-    result: dict[str, object] = {"plain_seconds": statistics.median(times["plain"]), "compile_seconds": compile_seconds}
+    result: dict[str, object] = {
+        "plain_seconds": statistics.median(times["plain"]),
+        "compile_seconds": compile_seconds,
+    }
     for key in list(actions)[1:]:
         result[key] = statistics.median(t / p for t, p in zip(times[key], times["plain"], strict=True))
     result["weights"] = weight_bandwidth(anatomy, rounds)
@@ -159,7 +168,9 @@ def peak(name: str, batches: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=["minilm", "llama"])
@@ -175,7 +186,9 @@ def main() -> None:
         return
     print(f"load average {os.getloadavg()[0]:.2f}, {options.threads} threads; ratios to the plain forward")
     for name, row in found.items():
-        print(f"\n{name}: plain forward {row['plain_seconds']:.3f} s, kernels built in {row['compile_seconds']:.2f} s")
+        print(
+            f"\n{name}: plain forward {row['plain_seconds']:.3f} s, kernels built in {row['compile_seconds']:.2f} s"
+        )
         for key in ("activation", "full", "peer", "peer with attention"):
             target = TARGETS.get(key)
             print(f"  {key:22} {row[key]:6.2f} x" + (f"   (target <= {target:.2f})" if target else ""))

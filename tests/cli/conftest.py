@@ -19,10 +19,14 @@ def save_checkpoint(folder: Path, model) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     size = model.config.vocab_size
-    trainer = trainers.BpeTrainer(vocab_size=min(size, 90), special_tokens=["<pad>", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(size, 90), special_tokens=["<pad>", "<s>", "</s>"], show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -44,7 +44,9 @@ def test_scan_writes_one_document_and_nothing_else(skerry, checkpoint, text):
     assert document["model"]["num_samples"] == 8 and document["model"]["tokens_per_sample"] == 24
 
 
-def test_audit_shows_findings_and_writes_the_report_and_a_repeat_is_the_same(inside, checkpoint, text, tmp_path):
+def test_audit_shows_findings_and_writes_the_report_and_a_repeat_is_the_same(
+    inside, checkpoint, text, tmp_path
+):
     first = inside("audit", checkpoint, "--text", text, *FEW)
     assert first[0] == 0, first[2]
     assert "skerry-runs/small-llama-" in first[1]
@@ -77,8 +79,12 @@ def test_sites_are_listed_for_the_vocabulary_and_for_a_model(inside, checkpoint)
     assert {"resid.out", "mlp.down.in", "w.down"} <= {r["site"] for r in rows}
     document = json.loads(inside("sites", checkpoint, "--json")[1])
     assert document["family"] == "llama" and {"0.w.q", "head.in"} <= {r["site"] for r in document["sites"]}
-    assert "mlp.down.in" in inside("sites")[1] and "the same tensor as 0.resid.out" in " ".join(inside("sites", checkpoint)[1].split())
-    assert {"skerry", "massive", "llm-int8"} <= {p["name"] for p in json.loads(inside("presets", "--json")[1])["presets"]}
+    assert "mlp.down.in" in inside("sites")[1] and "the same tensor as 0.resid.out" in " ".join(
+        inside("sites", checkpoint)[1].split()
+    )
+    assert {"skerry", "massive", "llm-int8"} <= {
+        p["name"] for p in json.loads(inside("presets", "--json")[1])["presets"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,11 +92,19 @@ def test_sites_are_listed_for_the_vocabulary_and_for_a_model(inside, checkpoint)
     [
         (["audti"], 2, 'Unknown command "audti". Did you mean "audit"?'),
         (["scan", "x", "--sampels", "3"], 2, "Unknown option: --sampels. Did you mean --samples?"),
-        (["scan", "x", "--samples", "many"], 2, 'Invalid value for --samples: unable to convert "many" into int.'),
+        (
+            ["scan", "x", "--samples", "many"],
+            2,
+            'Invalid value for --samples: unable to convert "many" into int.',
+        ),
         (["scan", "x", "--samples", "0"], 2, "--samples is 0; it must be at least 1"),
         (["scan", "x", "--batch-size", "-1"], 2, "--batch-size is -1; it must be at least 1"),
         (["scan", "{model}", "--sites", "mlp.dwon"], 2, "there is no site 'mlp.dwon'; did you mean"),
-        (["scan", "{model}", "--preset", "masive"], 2, "there is no preset 'masive'; did you mean 'massive'?"),
+        (
+            ["scan", "{model}", "--preset", "masive"],
+            2,
+            "there is no preset 'masive'; did you mean 'massive'?",
+        ),
         (["scan", "{model}", "--bos", "wiht"], 2, "bos is 'wiht'; it must be auto, with or without"),
         (["scan", "{model}", "--dtype", "fp17"], 2, "no dtype 'fp17'"),
         (["scan", "{model}", "--device", "cud"], 2, "no device 'cud'"),
@@ -104,7 +118,9 @@ def test_sites_are_listed_for_the_vocabulary_and_for_a_model(inside, checkpoint)
         (["diff", "nowhere", "nowhere"], 2, "nowhere holds no run"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_exit_code_and_no_run_is_begun(inside, checkpoint, text, tmp_path, words, code, said):
+def test_a_mistake_is_one_line_with_its_exit_code_and_no_run_is_begun(
+    inside, checkpoint, text, tmp_path, words, code, said
+):
     words = [w.format(model=checkpoint, text=text) for w in words]
     got, out, err = inside(*words)
     assert (got, out) == (code, "")
@@ -129,7 +145,9 @@ def test_weights_with_nan_are_measured_and_located(inside, checkpoint, text, tmp
     code, out, _ = inside("scan", broken, "--text", text, *FEW, "--json")
     document = json.loads(out)
     assert code == 0
-    assert any("w.down" in w and "NaN" in w and "row 3" in w and "column 5" in w for w in document["warnings"]), document["warnings"]
+    assert any(
+        "w.down" in w and "NaN" in w and "row 3" in w and "column 5" in w for w in document["warnings"]
+    ), document["warnings"]
     assert "NaN" in inside("scan", broken, "--text", text, *FEW)[1]
 
 

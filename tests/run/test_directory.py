@@ -87,7 +87,9 @@ def test_a_damaged_partial_result_is_left_aside_and_logged(tmp_path):
 
 def test_another_request_may_not_use_the_folder_and_is_told_what_differs(tmp_path):
     finished(tmp_path / "r")
-    with pytest.raises(RunExists, match=r"holds another run: seed is 0 there and 1 here. Choose another folder with --out"):
+    with pytest.raises(
+        RunExists, match=r"holds another run: seed is 0 there and 1 here. Choose another folder with --out"
+    ):
         begin(tmp_path / "r", seed=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -56,19 +56,8 @@ class Asked:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `skerry.scan` and `skerry.audit`."""
-        names = (
-            "samples",
-            "tokens",
-            "preset",
-            "dtype",
-            "device",
-            "seed",
-            "out",
-            "batch_size",
-            "bos",
-            "threads",
-        )
-        names += ("trust_remote_code", "attention", "weights")
+        own = ("text", "sites", "json", "quiet")
+        names = [field.name for field in fields(self) if field.name not in own]
         return {**{name: getattr(self, name) for name in names}, "sites": self.sites or None}
 
     def check(self) -> None:

@@ -84,9 +84,9 @@ def activation_tables(meter: Meter, text: TokenText = no_text) -> dict[str, pa.T
                 {"num_channels": meter.activations[other].num_channels},
             )
     for layer in sorted(meter.attentions):
-        result = meter.attentions[layer].result()
+        attention = meter.attentions[layer].result()
         for name in ("heads", "keys", "key_tokens"):
-            tables[name].add({"layer": layer}, getattr(result, name))
+            tables[name].add({"layer": layer}, getattr(attention, name))
     return {name: collector.table() for name, collector in tables.items()}
 
 

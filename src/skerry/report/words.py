@@ -197,7 +197,11 @@ def _sink(sinks: list[Group], s: Summary) -> str:
     g = max(sinks, key=lambda x: len(x.findings))
     who = _token(g.first)
     strong = [p for p in s.profiles.layers if p.layer in g.layers and _mass(p, g) is not None]
-    heavy = [p for p in strong if (_mass(p, g) or 0) >= 0.4] or [p for p in strong if (_mass(p, g) or 0) >= 0.3] or strong
+    heavy = (
+        [p for p in strong if (_mass(p, g) or 0) >= 0.4]
+        or [p for p in strong if (_mass(p, g) or 0) >= 0.3]
+        or strong
+    )
     if g.first.position is None or not heavy:
         heads = f.count(g.heads, "head")
         text = f"{who[0].upper()}{who[1:]} draws attention in {heads} of {f.layers(g.layers, s.model.num_layers)}"
