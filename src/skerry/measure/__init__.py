@@ -3,6 +3,7 @@
 from skerry.measure.accumulator import HIGH_RATIOS, MASSIVE_RATIOS, Accumulator
 from skerry.measure.activation import ActivationResult, ActivationStats
 from skerry.measure.attention import AttentionResult, AttentionStats
+from skerry.measure.kernels import Prepared, prepare
 from skerry.measure.meter import Meter
 from skerry.measure.weight import ROW_TILE, WeightResult, WeightStats, weight_stats
 
@@ -16,7 +17,9 @@ __all__ = [
     "AttentionResult",
     "AttentionStats",
     "Meter",
+    "Prepared",
     "WeightResult",
     "WeightStats",
+    "prepare",
     "weight_stats",
 ]
