@@ -70,7 +70,16 @@ def test_score_of_a_log_normal_is_the_usual_z():
     rng = np.random.default_rng(0)
     frame = Frame(pa.table({"layer": pa.array([0] * 20000, pa.int32())}), ("layer",))
     z = rng.standard_normal(20000)
-    assert np.allclose(Standing(frame, np.exp(0.3 * z + 2)).score, z, atol=0.15)
+    score = Standing(frame, np.exp(0.3 * z + 2)).score
+    assert np.allclose(score * (1 + 1.79 / 20000**0.5), z, atol=0.15)
+
+
+def test_standard_error_of_the_scale_is_that_of_gaussian_samples():
+    rng = np.random.default_rng(0)
+    for d in (64, 384):
+        median, upper = np.quantile(rng.standard_normal((4000, d)), (0.5, 0.75), axis=1)
+        scale = (upper - median) / 0.6745
+        assert np.isclose(scale.std() * d**0.5, 1.79, rtol=0.06)
 
 
 def test_equal_peers_do_not_make_a_percent_look_like_a_mountain():

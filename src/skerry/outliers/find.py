@@ -21,7 +21,7 @@ from skerry.outliers.sinks import sink_positions, sink_tokens, small_sink_values
 from skerry.outliers.site_profiles import asymmetry, site_profiles
 from skerry.outliers.super_weights import super_weights
 
-DETECTORS_VERSION = 1
+DETECTORS_VERSION = 2
 """Grows whenever the same tables may give other findings, so that stored answers are not taken for today's."""
 FEW_SAMPLES = 4
 

@@ -2,7 +2,7 @@
 
     range_h = largest - smallest visible logit        score = robust z of log range_h among all heads of the model
 
-Ours: range >= 3 x the median head's, score >= 3, and range >= 30: the smallest weight is then 1e-13 of
+Ours: range >= 3 x the median head's, score >= 2, and range >= 30: the smallest weight is then 1e-13 of
 the largest. There is no
 count per input in the tables, so recurrence is not tested; a range that one input made shows as a small standard deviation.
 Limit: heads that are all alike have score 0, whatever their range.
@@ -17,7 +17,7 @@ from skerry.outliers.frames import Frames
 from skerry.outliers.presets import listed
 from skerry.outliers.robust import Standing
 
-RATIO, SCORE, RANGE = 3.0, 3.0, 30.0
+RATIO, SCORE, RANGE = 3.0, 2.0, 30.0
 
 
 def extreme_logits(frames: Frames, chosen: str) -> list[Finding]:
