@@ -104,7 +104,7 @@ def _seconds(run: Run, plan: Plan, finding: float) -> dict[str, float]:
         if name in ("activations", "weights")
     }
     seconds = {**plan.seconds, **stages, "findings": finding}
-    return {name: round(value, 3) for name, value in {**seconds, "total": sum(seconds.values())}.items()}
+    return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def model_card(plan: Plan) -> ModelCard:

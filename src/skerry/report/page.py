@@ -20,7 +20,7 @@ from .groups import RESIDUAL_WIDTH, Group, group
 from .strips import split
 from .words import headline, section, type_counts, words
 
-_BEFORE = ("w.embed", "w.position", "norm.embed")
+_BEFORE = ("w.embed", "w.position", "w.type", "norm.embed")
 
 
 class Cell(NamedTuple):
