@@ -13,6 +13,7 @@ from skerry.corpus.batch import Batch
 from skerry.errors import EmptyBatch, MergeMismatch
 from skerry.measure.activation import ActivationStats
 from skerry.measure.attention import AttentionStats
+from skerry.measure.memory import give_back
 
 # Where tokens, and not only channels, are told apart: what carries massive activations.
 TOKEN_PARTS = (*RESIDUAL, "mlp.down.in", "mlp.out")
@@ -46,6 +47,8 @@ class Meter:
         """
         if not bool(batch.keep.any()):
             raise EmptyBatch("a batch keeps no token: every place is padding")
+        if not self.activations:
+            self._make_accumulators(batch)
         self._batch = batch
         try:
             with watch(
@@ -58,13 +61,22 @@ class Meter:
         finally:
             self._batch = None
         self.num_samples += len(batch.sample)
+        give_back()
+
+    def _make_accumulators(self, batch: Batch) -> None:
+        """Make them all before the first large tensors, see `memory`; experts that this glance does not reach are made later."""
+        with watch(self.anatomy, self.parts, on_activation=lambda site, x, _rows: self._stats(site, x.shape[-1])):
+            run(self.anatomy, batch.input_ids[:1, :8], batch.keep[:1, :8])
+
+    def _stats(self, site: Site, num_channels: int) -> ActivationStats:
+        stats = self.activations.get(site)
+        if stats is None:
+            stats = self.activations[site] = ActivationStats(num_channels, tokens=site.part in TOKEN_PARTS)
+        return stats
 
     def _on_activation(self, site: Site, x: Tensor, rows: Tensor | None) -> None:
         assert self._batch is not None
-        stats = self.activations.get(site)
-        if stats is None:
-            stats = self.activations[site] = ActivationStats(x.shape[-1], tokens=site.part in TOKEN_PARTS)
-        stats.update(x, rows, self._batch)
+        self._stats(site, x.shape[-1]).update(x, rows, self._batch)
 
     def _on_attention(self, view: AttentionView) -> None:
         assert self._batch is not None
