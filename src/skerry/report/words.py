@@ -42,9 +42,10 @@ def headline(summary: Summary) -> str:
     size = f"{f.count(m.num_layers, 'layer')} × {m.hidden_size:,} channels"
     experts = {s.expert for s in summary.profiles.sites if s.expert is not None}
     mixture = f", {len(experts)} experts" if experts else ""
+    up_to = "up to " if m.num_tokens < m.num_samples * m.tokens_per_sample else ""
     return (
         f"{f.tidy(m.architecture)}, {size}{mixture}, {f.short(m.num_parameters)} parameters · "
-        f"{f.count(m.num_samples, 'input')} of {f.count(m.tokens_per_sample, 'token')} · {m.dtype} on {m.device}"
+        f"{f.count(m.num_samples, 'input')} of {up_to}{f.count(m.tokens_per_sample, 'token')} · {m.dtype} on {m.device}"
     )
 
 
