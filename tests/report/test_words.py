@@ -104,7 +104,10 @@ def test_channels_are_told_once_over_layers_and_sites():
         "channel 5 reaches 20 times in layer 1." in said
     )
     more = words(summary(*found, channel(6, 1, 19), channel(7, 1, 18)))
-    assert "channels 5 and 6 reach 19 to 20 times in layer 1; 1 other channel of the residual stream less." in more
+    assert (
+        "channels 5 and 6 reach 19 to 20 times in layer 1; 1 other channel of the residual stream less."
+        in more
+    )
 
 
 @pytest.mark.parametrize(
