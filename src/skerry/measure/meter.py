@@ -65,10 +65,11 @@ class Meter:
 
     def _make_accumulators(self, batch: Batch) -> None:
         """Make them all before the first large tensors, see `memory`; experts that this glance does not reach are made later."""
-        with watch(
-            self.anatomy, self.parts, on_activation=lambda site, x, _rows: self._stats(site, x.shape[-1])
-        ):
+        with watch(self.anatomy, self.parts, on_activation=self._meet):
             run(self.anatomy, batch.input_ids[:1, :8], batch.keep[:1, :8])
+
+    def _meet(self, site: Site, x: Tensor, rows: Tensor | None) -> None:
+        self._stats(site, x.shape[-1])
 
     def _stats(self, site: Site, num_channels: int) -> ActivationStats:
         stats = self.activations.get(site)
