@@ -6,17 +6,12 @@ part outside the blocks; a null `expert` is a part that exists once per block. R
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
-
-class Column(NamedTuple):
-    """One column: its Arrow type and its meaning."""
-
-    type: pa.DataType
-    meaning: str
-
+from skerry.run.cause_tables import CAUSE_TABLES
+from skerry.run.column import Column
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
 _PLACE = {
@@ -218,8 +213,21 @@ TABLES: dict[str, dict[str, Column]] = {
 
 # Weights are a stage of their own, so their table is; the columns are the same.
 TABLES["nonfinite_weights"] = TABLES["nonfinite"]
+TABLES.update(CAUSE_TABLES)
 
 
 def schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, meanings attached as field metadata."""
     return pa.schema([pa.field(n, c.type, metadata={"meaning": c.meaning}) for n, c in TABLES[name].items()])
+
+
+def from_rows(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """A table of the run from rows as mappings; columns that a row leaves out are null.
+
+    Raises:
+        ValueError: A row has a column that the table does not know.
+    """
+    wanted = schema(name)
+    if unknown := {key for row in rows for key in row} - set(wanted.names):
+        raise ValueError(f"table {name!r} has no column {sorted(unknown)}; it has {wanted.names}")
+    return pa.Table.from_pylist(rows, schema=wanted)

@@ -1,0 +1,145 @@
+"""How much an intervention hurts: the loss and the change of the prediction, or, without a head, of the last hidden states.
+
+A causal language model gives the next-token loss and the Kullback-Leibler divergence of its prediction from the untouched one, both
+in nats per token and per input. A model without a head has no loss; there the distance of the last hidden states stands in:
+
+    distance = mean over tokens and channels of (h - h_clean)^2 / variance of that channel
+
+so that an outlier channel counts like any other channel. 0 is no change, 2 is what unrelated states of the same spread would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skerry.anatomy.model import Anatomy
+from skerry.corpus.batch import Batch
+
+# Logits of so many numbers at once, float32: 256 MB.
+LOGITS_AT_ONCE = 2**26
+Outcome = Mapping[str, Float[Tensor, "sample"]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the untouched model gives on one batch.
+
+    Attributes:
+        last: Its last hidden states, after the final norm.
+        outcome: Its own outcome: the loss, and 0 for the rest.
+    """
+
+    last: Float[Tensor, "sample position channel"]
+    outcome: Outcome
+
+
+class Judge:
+    """Compares what a model gives with what it gives untouched.
+
+    Args:
+        anatomy: The model.
+
+    Attributes:
+        outcomes: Names of what is measured: ("loss", "kl") or ("distance",).
+        note: What the reader must know, None with a loss.
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        causal = type(anatomy.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+        head = (
+            cast(Any, anatomy.model).get_output_embeddings()
+            if causal and anatomy.model is not anatomy.trunk
+            else None
+        )
+        # The number of logits of a token; None without a head that predicts the next token.
+        self.vocab = None if head is None else int(next(head.parameters()).shape[0])
+        self.outcomes = ("loss", "kl") if self.vocab is not None else ("distance",)
+        self.note = (
+            None
+            if self.vocab is not None
+            else "no language-model head, so no loss: effects are distances of the last hidden states (1 is one standard deviation squared)"
+        )
+
+    def reference(self, batch: Batch, last: Tensor) -> Reference:
+        """The outcome of the untouched model, from its last hidden states."""
+        zero = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+        if self.vocab is None:
+            return Reference(last, {"distance": zero})
+        return Reference(last, {"loss": self._against(batch, last, None)["loss"], "kl": zero})
+
+    def compare(self, batch: Batch, last: Tensor, reference: Reference) -> Outcome:
+        """The outcome per input, float64 [sample]; NaN for an input without a token that counts."""
+        if self.vocab is None:
+            return {"distance": _distance(batch, last, reference.last)}
+        return self._against(batch, last, reference.last)
+
+    def _against(self, batch: Batch, last: Tensor, clean: Tensor | None) -> dict[str, Tensor]:
+        counts = (batch.keep[:, 1:] & batch.keep[:, :-1]).to(last.device)
+        targets = batch.input_ids[:, 1:].to(last.device)
+        size = max(1, LOGITS_AT_ONCE // max(1, last.shape[1] * (self.vocab or 1)))
+        parts = [
+            self._some(
+                last[i : i + size], None if clean is None else clean[i : i + size], targets[i : i + size]
+            )
+            for i in range(0, len(last), size)
+        ]
+        joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        return {name: _mean(x, counts) for name, x in joined.items()}
+
+    def _some(self, last: Tensor, clean: Tensor | None, targets: Tensor) -> dict[str, Tensor]:
+        log_p = self._log_probs(last[:, :-1])
+        loss = -log_p.gather(-1, targets[..., None])[..., 0]
+        if clean is None:
+            return {"loss": loss, "kl": torch.zeros_like(loss)}
+        log_q = self._log_probs(clean[:, :-1])
+        return {"loss": loss, "kl": (log_q.exp() * (log_q - log_p)).sum(-1)}
+
+    def _log_probs(self, last: Tensor) -> Tensor:
+        """The model's own code from the last hidden states on: whatever it does to its logits is done."""
+        with _in_place_of(self.anatomy.trunk, last):
+            logits = self.anatomy.model(input_ids=last.new_zeros(last.shape[:2], dtype=torch.int64)).logits
+        return F.log_softmax(logits.float(), dim=-1)
+
+
+@contextmanager
+def _in_place_of(trunk: nn.Module, last: Tensor) -> Iterator[None]:
+    """While open the trunk returns these hidden states without running."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    before, own = trunk.forward, "forward" in vars(trunk)
+    trunk.forward = lambda *_args, **_kwargs: BaseModelOutputWithPast(last_hidden_state=last)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if own:
+            trunk.forward = before
+        else:
+            del trunk.forward
+
+
+def last_hidden(output: Any) -> Tensor:
+    """The last hidden states [sample position channel] in what a trunk returned."""
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "last_hidden_state", None)
+    return found if found is not None else output[0]
+
+
+def _mean(x: Float[Tensor, "sample position"], counts: Tensor) -> Float[Tensor, "sample"]:
+    return ((x.double() * counts).sum(-1) / counts.sum(-1)).cpu()
+
+
+def _distance(batch: Batch, last: Tensor, clean: Tensor) -> Float[Tensor, "sample"]:
+    keep = batch.keep.to(last.device)
+    variance = clean[keep].double().var(dim=0).clamp_min(1e-12)
+    squared = ((last - clean).double().square() / variance).mean(-1)
+    return _mean(squared, keep)

@@ -1,0 +1,100 @@
+"""Attention sinks as a trace needs them: which keys they are, how much each query gives them, what they bring.
+
+With p the attention that a query gives to sink keys, the head's output is (1 - p) (normalised rest) + sum over sinks of p_k v_k: an
+identity, which is what makes the hypotheses about sinks measurable. A learned sink logit (gpt-oss) takes attention and brings nothing:
+it is in p with a value of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from skerry.anatomy.attention import AttentionView, naive_probs
+from skerry.corpus.batch import Batch
+from skerry.outliers.finding import Finding
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """The sinks of one model.
+
+    Attributes:
+        positions: Layer to sink positions.
+        token_ids: Layer to token ids that are sinks wherever they stand.
+        learned: Layers with learned sink logits.
+    """
+
+    positions: dict[int, frozenset[int]] = field(default_factory=dict)
+    token_ids: dict[int, frozenset[int]] = field(default_factory=dict)
+    learned: frozenset[int] = frozenset()
+
+    @classmethod
+    def from_findings(cls, findings: Iterable[Finding], *, learned: Iterable[int] = ()) -> Sinks:
+        """The sink positions and sink tokens among the findings of a scan."""
+        positions: dict[int, set[int]] = {}
+        token_ids: dict[int, set[int]] = {}
+        for f in findings:
+            if f.type == "sink position" and f.layer is not None and f.position is not None:
+                positions.setdefault(f.layer, set()).add(f.position)
+            if f.type == "sink token" and f.layer is not None and f.token_id is not None:
+                token_ids.setdefault(f.layer, set()).add(f.token_id)
+        return cls(
+            {layer: frozenset(found) for layer, found in sorted(positions.items())},
+            {layer: frozenset(found) for layer, found in sorted(token_ids.items())},
+            frozenset(learned),
+        )
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers with any sink, ascending."""
+        return sorted({*self.positions, *self.token_ids, *self.learned})
+
+    def mask(self, layer: int, batch: Batch) -> Bool[Tensor, "sample key"]:
+        """Which keys are sinks in this layer; padding never is."""
+        sink = torch.zeros_like(batch.keep)
+        for position in self.positions.get(layer, ()):
+            if position < sink.shape[1]:
+                sink[:, position] = True
+        if ids := self.token_ids.get(layer):
+            sink |= torch.isin(batch.input_ids, torch.tensor(sorted(ids), dtype=batch.input_ids.dtype))
+        return sink & batch.keep
+
+
+@dataclass(frozen=True)
+class SinkPart:
+    """What sinks do to the output of each head of one layer.
+
+    Attributes:
+        mass: p: attention that each query gives to sinks, learned ones included.
+        bias: Sum over sinks of p_k v_k.
+    """
+
+    mass: Float[Tensor, "sample head query"]
+    bias: Float[Tensor, "sample head query channel"]
+
+
+def sink_part(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> SinkPart:
+    """Mass and bias of the sinks in one layer, float32; queries that see no key give 0.
+
+    Raises:
+        ValueError: The architecture shows no values.
+    """
+    if view.value is None:
+        raise ValueError(f"layer {view.layer} shows no value vectors, so what its sinks bring is unknown")
+    probs = naive_probs(view).nan_to_num(0.0)
+    learned = 1.0 - probs.sum(-1) if view.sink_logits is not None else torch.zeros(())
+    sunk = probs.float() * sink[:, None, None, :].to(probs.device)
+    value = view.value.float().repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
+    return SinkPart((sunk.sum(-1) + learned.to(sunk)).clamp(0.0, 1.0), sunk @ value)
+
+
+def sink_mass(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> Float[Tensor, "sample head query"]:
+    """Attention that each query gives to sinks, learned ones included; queries that see no key give 0."""
+    probs = naive_probs(view).nan_to_num(0.0)
+    mass = (probs * sink[:, None, None, :].to(probs.device)).sum(-1)
+    return (mass + 1.0 - probs.sum(-1) if view.sink_logits is not None else mass).float().clamp(0.0, 1.0)
