@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMPLEMENTATION = "skerry"
-# (layer, part, expert, values [row, channel], flat token of each row)
-ExpertObserver = Callable[[int, str, int, Tensor, Tensor], None]
+# (layer, part, expert, values [row, channel], flat token of each row); what it returns, if anything, takes the values' place.
+ExpertObserver = Callable[[int, str, int, Tensor, Tensor], Tensor | None]
 # Experts module -> the observers of its layer (several when watches are nested); filled while a watch is open.
 _observers: dict[int, list[tuple[int, ExpertObserver]]] = {}
 
@@ -31,12 +31,25 @@ def _linear(module: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def _gate_up(module: Any, both: Tensor) -> tuple[Tensor, Tensor]:
+    if module.is_concatenated:
+        gate, up = both.chunk(2, dim=-1)
+        return gate, up
+    return both[..., ::2], both[..., 1::2]
+
+
+def _joined(module: Any, gate: Tensor, up: Tensor) -> Tensor:
+    return torch.cat([gate, up], -1) if module.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
+
+
 def _experts_forward(
     module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    def show(part: str, expert: int, x: Tensor, rows: Tensor) -> None:
+    def show(part: str, expert: int, x: Tensor, rows: Tensor) -> Tensor:
         for layer, observer in _observers.get(id(module), ()):
-            observer(layer, part, expert, x, rows)
+            new = observer(layer, part, expert, x, rows)
+            x = x if new is None else new
+        return x
 
     total = torch.zeros_like(hidden_states)
     for expert in range(module.num_experts):
@@ -46,17 +59,15 @@ def _experts_forward(
         x = hidden_states[rows]
         if module.has_gate:
             both = _linear(module, "gate_up_proj", expert, x)
-            gate, up = both.chunk(2, dim=-1) if module.is_concatenated else (both[..., ::2], both[..., 1::2])
-            show("mlp.gate", expert, gate, rows)
-            show("mlp.up", expert, up, rows)
+            gate, up = _gate_up(module, both)
+            new_gate, new_up = show("mlp.gate", expert, gate, rows), show("mlp.up", expert, up, rows)
+            if new_gate is not gate or new_up is not up:
+                both = _joined(module, new_gate, new_up)
             mid = module._apply_gate(both)
         else:
-            up = _linear(module, "up_proj", expert, x)
-            show("mlp.up", expert, up, rows)
-            mid = module.act_fn(up)
-        show("mlp.down.in", expert, mid, rows)
-        out = _linear(module, "down_proj", expert, mid)
-        show("mlp.out", expert, out, rows)
+            mid = module.act_fn(show("mlp.up", expert, _linear(module, "up_proj", expert, x), rows))
+        mid = show("mlp.down.in", expert, mid, rows)
+        out = show("mlp.out", expert, _linear(module, "down_proj", expert, mid), rows)
         if module.has_post_expert_norm:
             out = module.post_expert_norm(out)
         total.index_add_(0, rows, (out * top_k_weights[rows, place, None]).to(total.dtype))
