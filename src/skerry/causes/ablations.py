@@ -1,0 +1,218 @@
+"""Takes a part of the model out while open: a residual channel, weights, heads, attention sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from skerry.anatomy.attention import AttentionView
+from skerry.anatomy.change import Edit, change, weight_entries
+from skerry.anatomy.model import Anatomy
+from skerry.anatomy.sites import Site
+from skerry.anatomy.watch import watch
+from skerry.causes.interventions import Intervention, Model, Tokens, anatomy_of, selected, site_of
+from skerry.causes.sinks import SinkPart, Sinks, sink_part
+from skerry.corpus.batch import Batch
+from skerry.errors import UnknownSite
+
+# Below this share of attention on other keys there is no rest to give the sink's share to.
+SMALLEST_REST = 1e-6
+# (layer, what o reads [sample head query channel], what the sinks do to it, which keys are sinks) to new values
+MixEdit = Callable[[int, Tensor, SinkPart, Tensor], Tensor]
+
+
+def ablate_channel(
+    model: Model,
+    channel: int | Sequence[int],
+    first_layer: int = 0,
+    last_layer: int | None = None,
+    tokens: Tokens = None,
+) -> Intervention:
+    """Keep channels of the residual stream at zero from the input of one block to the output of another.
+
+    Args:
+        model: A model or its anatomy.
+        channel: One or several.
+        first_layer: Block from whose input on they are zero.
+        last_layer: Last block whose output is zero there; the last of the model by default.
+        tokens: None for all.
+    """
+    anatomy = anatomy_of(model)
+    channels = [channel] if isinstance(channel, int) else list(channel)
+    last = anatomy.dims.num_layers - 1 if last_layer is None else last_layer
+    edit = selected(lambda x, _t: torch.zeros_like(x), channels, tokens)
+    sites = [
+        site
+        for layer in range(first_layer, last + 1)
+        for part in ("resid.in", "resid.mid", "resid.out")
+        if (site := Site(layer, part)) in anatomy.taps and (part != "resid.in" or layer == first_layer)
+    ]
+    edits: Mapping[Site, Edit] = dict.fromkeys(sites, edit)
+    return Intervention(
+        lambda: change(anatomy, edits),
+        first_layer=first_layer,
+        what=f"ablation of residual channels {channels}",
+    )
+
+
+def ablate_weight(
+    model: Model,
+    site: Site | str,
+    rows: Sequence[int] | Tensor | None,
+    columns: Sequence[int] | Tensor,
+    factor: float = 0.0,
+) -> Intervention:
+    """Multiply single weights (0: take them out). `rows` is None for a norm's gain.
+
+    Raises:
+        UnknownSite: The model has no such weight.
+    """
+    anatomy, place = anatomy_of(model), site_of(site)
+    if place not in anatomy.matrices:
+        raise UnknownSite(
+            f"{type(anatomy.model).__name__} has no weight {place}; `skerry sites` lists all parts"
+        )
+    first = 0 if place.layer is None else place.layer
+    return Intervention(
+        lambda: weight_entries(anatomy, place, rows, columns, lambda w: w * factor),
+        first_layer=first,
+        what=f"ablation of weights of {place}",
+    )
+
+
+def ablate_head(model: Model, layer: int, heads: int | Sequence[int]) -> Intervention:
+    """Set the output of heads to zero before the output projection reads it.
+
+    Raises:
+        UnknownSite: The block has no attention.
+    """
+    anatomy = anatomy_of(model)
+    site, width = Site(layer, "attn.mix"), anatomy.dims.head_dim
+    if site not in anatomy.taps:
+        raise UnknownSite(f"{type(anatomy.model).__name__} has no heads in block {layer}: it has no {site}")
+    chosen = [heads] if isinstance(heads, int) else list(heads)
+    channels = [h * width + c for h in chosen for c in range(width)]
+    edit = selected(lambda x, _t: torch.zeros_like(x), channels)
+    return Intervention(
+        lambda: change(anatomy, {site: edit}),
+        first_layer=layer,
+        what=f"ablation of heads {chosen} of block {layer}",
+    )
+
+
+def ablate_sink(
+    model: Model,
+    sinks: Sinks | Sequence[int],
+    batch: Batch | None = None,
+    layers: Sequence[int] | None = None,
+) -> Intervention:
+    """Take sinks out of attention: no query that is not a sink itself gives them anything, the rest is normalised to 1.
+
+    With p on sinks and b = sum of p_k v_k over them the head's output becomes (mix - b) / (1 - p); a query that sees nothing but sinks
+    gets 0.
+
+    Args:
+        model: A model or its anatomy.
+        sinks: What a trace found, or positions that are sinks in every layer.
+        batch: The batch that will run; needed for sinks that are tokens, and to tell padding.
+        layers: None for all layers with sinks.
+
+    Raises:
+        UnknownSite: A layer has no attention whose output could be changed.
+    """
+    anatomy = anatomy_of(model)
+    if not isinstance(sinks, Sinks):
+        sinks = Sinks({layer: frozenset(sinks) for layer in anatomy.attention})
+    chosen = [layer for layer in sinks.layers if layers is None or layer in layers]
+    found = sinks
+
+    def mask(layer: int, view: AttentionView) -> Tensor:
+        if batch is not None:
+            return found.mask(layer, batch)
+        return _at_positions(found, layer, view)
+
+    return edit_mix(
+        anatomy,
+        chosen,
+        mask,
+        lambda _layer, mix, part, _sink: without_sinks(mix, part),
+        what="ablation of sinks",
+    )
+
+
+def _at_positions(sinks: Sinks, layer: int, view: AttentionView) -> Bool[Tensor, "sample key"]:
+    shown = view.logits if view.logits is not None else view.key
+    assert shown is not None
+    num_keys = shown.shape[-1] if view.logits is not None else shown.shape[-2]
+    sink = torch.zeros(shown.shape[0], num_keys, dtype=torch.bool)
+    for position in sinks.positions.get(layer, ()):
+        sink[:, position : position + 1] = True
+    return sink
+
+
+def without_sinks(
+    mix: Float[Tensor, "sample head query channel"], part: SinkPart
+) -> Float[Tensor, "sample head query channel"]:
+    """The normalised rest: what the head would give if it could not see sinks; 0 where it sees nothing else."""
+    rest = (1.0 - part.mass)[..., None]
+    return torch.where(rest > SMALLEST_REST, (mix - part.bias) / rest.clamp_min(SMALLEST_REST), 0.0)
+
+
+def edit_mix(
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    mask: Callable[[int, AttentionView], Tensor],
+    edit: MixEdit,
+    *,
+    what: str = "change of what heads give",
+) -> Intervention:
+    """Change what the output projection reads, knowing what the sinks of the same forward do to it.
+
+    Queries that are sinks themselves keep their values.
+
+    Args:
+        anatomy: The model with its places.
+        layers: Where.
+        mask: Layer and its attention to the keys that are sinks, bool [sample key].
+        edit: See `MixEdit`; float32.
+        what: In words.
+
+    Raises:
+        UnknownSite: A layer has no `attn.mix`.
+    """
+    for layer in layers:
+        if Site(layer, "attn.mix") not in anatomy.taps:
+            raise UnknownSite(
+                f"{type(anatomy.model).__name__} has no {layer}.attn.mix, so its heads cannot be changed"
+            )
+
+    @contextmanager
+    def opened() -> Iterator[None]:
+        seen: dict[int, tuple[SinkPart, Tensor]] = {}
+
+        def look(view: AttentionView) -> None:
+            if view.layer in layers:
+                sink = mask(view.layer, view)
+                seen[view.layer] = sink_part(view, sink), sink
+
+        def edit_layer(layer: int) -> Edit:
+            def change_it(x: Tensor, _rows: Tensor | None) -> Tensor:
+                part, sink = seen.pop(layer)
+                num_heads, num_queries = part.mass.shape[1:]
+                mix = x.float().reshape(-1, num_queries, num_heads, x.shape[-1] // num_heads).transpose(1, 2)
+                new = edit(layer, mix, part, sink)
+                keeps = sink[:, None, :, None].to(x.device) if sink.shape[1] == num_queries else False
+                new = torch.where(torch.as_tensor(keeps, device=x.device), mix, new)
+                return new.transpose(1, 2).reshape(x.shape)
+
+            return change_it
+
+        edits = {Site(layer, "attn.mix"): edit_layer(layer) for layer in layers}
+        with watch(anatomy, (), on_attention=look), change(anatomy, edits):
+            yield
+
+    return Intervention(opened, first_layer=min(layers, default=anatomy.dims.num_layers), what=what)
