@@ -11,7 +11,7 @@ so that an outlier channel counts like any other channel. 0 is no change, 2 is w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,6 +62,9 @@ class Judge:
         )
         # The number of logits of a token; None without a head that predicts the next token.
         self.vocab = None if head is None else int(next(head.parameters()).shape[0])
+        # Some heads call a part of the base model and not the base model.
+        decoder = cast(Any, anatomy.model).get_decoder() if head is not None else None
+        self._trunks = {id(m): m for m in (anatomy.trunk, decoder) if isinstance(m, nn.Module)}.values()
         self.outcomes = ("loss", "kl") if self.vocab is not None else ("distance",)
         self.note = (
             None
@@ -69,6 +72,7 @@ class Judge:
             else "no language-model head, so no loss: effects are distances of the last hidden states (1 is one standard deviation squared)"
         )
 
+    @torch.no_grad()
     def reference(self, batch: Batch, last: Tensor) -> Reference:
         """The outcome of the untouched model, from its last hidden states."""
         zero = torch.zeros(len(batch.input_ids), dtype=torch.float64)
@@ -76,6 +80,7 @@ class Judge:
             return Reference(last, {"distance": zero})
         return Reference(last, {"loss": self._against(batch, last, None)["loss"], "kl": zero})
 
+    @torch.no_grad()
     def compare(self, batch: Batch, last: Tensor, reference: Reference) -> Outcome:
         """The outcome per input, float64 [sample]; NaN for an input without a token that counts."""
         if self.vocab is None:
@@ -105,18 +110,30 @@ class Judge:
 
     def _log_probs(self, last: Tensor) -> Tensor:
         """The model's own code from the last hidden states on: whatever it does to its logits is done."""
-        with _in_place_of(self.anatomy.trunk, last):
+        with ExitStack() as stack:
+            for trunk in self._trunks:
+                stack.enter_context(_in_place_of(trunk, last))
             logits = self.anatomy.model(input_ids=last.new_zeros(last.shape[:2], dtype=torch.int64)).logits
         return F.log_softmax(logits.float(), dim=-1)
+
+
+class _LastHidden(tuple[Tensor]):
+    """What a head reads of a trunk's output: the last hidden states, by name or as the first item; anything else is absent."""
+
+    def __new__(cls, last: Tensor) -> _LastHidden:
+        return super().__new__(cls, (last,))
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
 
 
 @contextmanager
 def _in_place_of(trunk: nn.Module, last: Tensor) -> Iterator[None]:
     """While open the trunk returns these hidden states without running."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
     before, own = trunk.forward, "forward" in vars(trunk)
-    trunk.forward = lambda *_args, **_kwargs: BaseModelOutputWithPast(last_hidden_state=last)  # type: ignore[arg-type]
+    trunk.forward = lambda *_args, **_kwargs: _LastHidden(last)  # type: ignore[arg-type]
     try:
         yield
     finally:
