@@ -42,15 +42,15 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(num_layers: int) -> LlamaForCausalLM:
-    """About two million parameters with three blocks."""
+def make_model(num_layers: int, width: int, num_heads: int) -> LlamaForCausalLM:
+    """The feed-forward is 2 2/3 as wide as the stream, rounded up to 16."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 48) * 16,
         num_hidden_layers=num_layers,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -119,6 +119,8 @@ def main() -> None:
     ask.add_argument("out", type=Path)
     ask.add_argument("--steps", type=int, default=1500)
     ask.add_argument("--layers", type=int, default=3)
+    ask.add_argument("--width", type=int, default=192)
+    ask.add_argument("--heads", type=int, default=6)
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--seed", type=int, default=0)
     given = ask.parse_args()
@@ -126,7 +128,7 @@ def main() -> None:
     documents = list(builtin().documents)
     tokenizer = train_tokenizer(documents)
     ids = torch.tensor(tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False)["input_ids"])
-    model = make_model(given.layers)
+    model = make_model(given.layers, given.width, given.heads)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(ids):,} tokens of text", flush=True)
     loss = train(model, ids, steps=given.steps, batch=given.batch, seed=given.seed)
     given.out.mkdir(parents=True, exist_ok=True)

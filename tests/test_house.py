@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "skerry"
-ROOMS = ["anatomy", "corpus", "measure", "run", "outliers", "report", "app", "cli"]
+ROOMS = [
+    "anatomy",
+    "corpus",
+    "measure",
+    "run",
+    "outliers",
+    "causes",
+    "claims",
+    "report",
+    "app",
+    "cli",
+]
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

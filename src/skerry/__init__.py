@@ -8,19 +8,65 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Audit", "Scan", "__version__", "audit", "open_run", "scan"]
+__all__ = [
+    "Audit",
+    "Claims",
+    "Scan",
+    "Trace",
+    "__version__",
+    "ablate_channel",
+    "ablate_head",
+    "ablate_sink",
+    "ablate_weight",
+    "audit",
+    "claims",
+    "clip",
+    "open_run",
+    "replace",
+    "resample",
+    "scale",
+    "scan",
+    "set_mean",
+    "trace",
+    "zero",
+]
+_INTERVENTIONS = ("clip", "replace", "resample", "scale", "set_mean", "zero")
+_ABLATIONS = ("ablate_channel", "ablate_head", "ablate_sink", "ablate_weight")
 
 if TYPE_CHECKING:
-    from skerry.api import Audit, Scan, audit, open_run, scan
+    from skerry.answers import Audit, Claims, Scan, Trace
+    from skerry.api import audit, claims, open_run, scan, trace
+    from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
+    from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
 
 
 def __getattr__(name: str) -> Any:
     """Import the heavy rooms when their names are first used, and not before."""
-    if name in __all__:
-        from skerry import api
+    import importlib
 
-        return getattr(api, name)
+    if name in __all__:
+        room = (
+            "causes.interventions"
+            if name in _INTERVENTIONS
+            else "causes.ablations"
+            if name in _ABLATIONS
+            else "api"
+        )
+        return getattr(importlib.import_module(f"skerry.{room}"), name)
     raise AttributeError(f"module 'skerry' has no attribute {name!r}")
+
+
+class _Door(ModuleType):
+    """Keeps `skerry.claims` the verb, although the import system would put the room of the same name there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door

@@ -3,104 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry.outliers.finding import Finding, Profiles, Summary
+from skerry.answers import Audit, Claims, Scan, Trace
+from skerry.outliers.finding import Summary
 from skerry.outliers.options import DEFAULT_FOLDER, Options
-from skerry.run import Progress, Run
+from skerry.run import POINTER, Progress, Run
 from skerry.run.repeat import asked_key, find_repeat
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from torch import nn
 
-    from skerry.outliers.mask import TokenMask
-
-
-class Scan:
-    """A finished scan: findings, profiles and every number behind them.
-
-    Attributes:
-        run: The run directory; `run.table(name)` and `run.sql(query)` give the numbers.
-    """
-
-    def __init__(self, run: Run) -> None:
-        """Use `skerry.scan` or `skerry.open_run`."""
-        self.run = run
-
-    @cached_property
-    def summary(self) -> Summary:
-        """The whole answer as one object."""
-        document = self.run.summary_document()
-        return Summary.model_validate(document)
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """Systematic outliers, strongest first."""
-        return self.summary.findings
-
-    @property
-    def profiles(self) -> Profiles:
-        """By site, layer and head."""
-        return self.summary.profiles
-
-    def table(self, name: str) -> pa.Table:
-        """A table of the run; columns are documented in docs/runs.md."""
-        return self.run.table(name)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The findings, one row each.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            from skerry.errors import MissingExtra
-
-            raise MissingExtra('to_pandas needs pandas: pip install "skerry[pandas]"') from error
-        rows = [finding.model_dump() for finding in self.findings]
-        return pd.DataFrame(rows, columns=list(Finding.model_fields))
-
-    @cached_property
-    def mask(self) -> TokenMask:
-        """Which tokens are sinks or massive, and which channels are outliers: learned from this scan."""
-        from skerry.outliers.mask import TokenMask
-
-        return TokenMask.learn(self.run.tables(), self.findings)
-
-    def token_mask(self, input_ids: Any) -> Any:
-        """Which tokens to leave out of SAE training and steering: attention sinks and carriers of massive activations.
-
-        Args:
-            input_ids: Integer tensor `[sample position]`.
-
-        Returns:
-            Bool tensor `[sample position]`, True at such tokens.
-        """
-        return self.mask.mask(input_ids)
-
-    def __repr__(self) -> str:
-        layers = {f.layer for f in self.findings if f.layer is not None}
-        return f"<{type(self).__name__} of {self.summary.model.name}: {len(self.findings)} findings in {len(layers)} layers; .findings, .to_pandas(), .run>"
-
-    def _repr_html_(self) -> str:
-        from skerry.report import notebook
-
-        return notebook(self.summary)
-
-
-class Audit(Scan):
-    """A scan with its report."""
-
-    @property
-    def report(self) -> Path:
-        """The report: one HTML file that opens with no network."""
-        return self.run.file("report.html")
+    from skerry.causes.trace import TraceOptions
 
 
 def scan(
@@ -171,32 +87,148 @@ def scan(
         tokenizer=tokenizer,
     )
     options.check()
-    key = None
-    if model is None or isinstance(model, (str, Path)):
-        place = default_place() if model is None else model
-        key = asked_key(place, data, options.plain())
-        where = [Path(out)] if out else sorted(DEFAULT_FOLDER.glob("*"))
-        if (run := find_repeat(key, where, "findings")) is not None:
-            return Scan(run)
+    key = _key(model, data, options.plain())
+    if (run := _repeat(key, out, "findings")) is not None:
+        return Scan(run)
     from skerry.outliers.scan import scan as measure
 
     return Scan(measure(model, data, options, progress, asked=key))
+
+
+def _key(model: Any, data: Any, plain: dict[str, Any]) -> str | None:
+    if model is not None and not isinstance(model, (str, Path)):
+        return None
+    return asked_key(default_place() if model is None else model, data, plain)
+
+
+def _repeat(key: str | None, out: str | Path | None, stage: str) -> Run | None:
+    return find_repeat(key, [Path(out)] if out else sorted(DEFAULT_FOLDER.glob("*")), stage)
+
+
+def _options(options: dict[str, Any]) -> Options:
+    """The options of `scan` as one object.
+
+    Raises:
+        UnknownOption: A word that `scan` does not take, or a value it cannot mean.
+    """
+    known = Options.__dataclass_fields__
+    if unknown := [name for name in options if name not in known]:
+        from skerry.errors import UnknownOption, near_matches
+
+        near = near_matches(unknown[0], list(known))
+        raise UnknownOption(f"there is no option {unknown[0]!r}{f'; did you mean {near}?' if near else ''}")
+    sites = options.get("sites")
+    if sites is not None:
+        options = {**options, "sites": (sites,) if isinstance(sites, str) else tuple(sites)}
+    made = Options(**options)
+    made.check()
+    return made
+
+
+def trace(
+    model: str | Path | nn.Module | None = None,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    effects: bool = True,
+    roles: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Trace:
+    """Follow the outliers of a model: birth, spread, end; what follows from changing them; what sinks are for.
+
+    Args:
+        model: As for `scan`.
+        data: As for `scan`.
+        effects: Intervene along the chain, with controls.
+        roles: Ask of every head with a sink what the sink is for.
+        progress: Told how far it is.
+        options: Those of `scan`.
+
+    Raises:
+        SkerryError: What was wrong, what was expected, what to do.
+    """
+    from skerry.causes.trace import TraceOptions
+
+    return Trace(_traced(model, data, _options(options), TraceOptions(effects, roles), progress))
+
+
+def _traced(model: Any, data: Any, options: Options, wanted: TraceOptions, progress: Progress | None) -> Run:
+    keys = [_key(model, data, {**options.plain(), **more}) for more in ({}, wanted.plain())]
+    if (run := _repeat(keys[1], options.out, "trace")) is not None:
+        return run
+    from skerry.causes.trace import trace as measure
+
+    return measure(model, data, options, wanted, progress, asked=keys[0], asked_trace=keys[1])
 
 
 def audit(
     model: str | Path | nn.Module | None = None,
     data: str | Path | Iterable[Any] | None = None,
     *,
+    trace: bool = True,
+    effects: bool = False,
+    roles: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Audit:
-    """Scan a model and write its report; options are those of `scan`.
+    """Scan a model, follow its outliers, and write the report.
+
+    Args:
+        model: As for `scan`.
+        data: As for `scan`.
+        trace: Follow the outliers from birth to end.
+        effects: Intervene along the chain too: that takes minutes.
+        roles: Ask what sinks are for too: that takes minutes.
+        progress: Told how far it is.
+        options: Those of `scan`.
 
     Raises:
         SkerryError: What was wrong, what was expected, what to do.
     """
-    done = scan(model, data, progress=progress, **options)
-    return Audit(write_report(done.run))
+    if not (trace or effects or roles):
+        return Audit(write_report(scan(model, data, progress=progress, **options).run))
+    from skerry.causes.trace import TraceOptions
+
+    run = _traced(model, data, _options(options), TraceOptions(effects, roles), progress)
+    return Audit(write_report(run))
+
+
+def claims(
+    model: str | Path | nn.Module | None = None,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    only: Iterable[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Claims:
+    """Test what the literature says on a model, and write the report.
+
+    Args:
+        model: As for `scan`; or the directory of a run, of which what it holds is judged.
+        data: As for `scan`.
+        only: Ids or patterns of ids, e.g. `["3.*"]`; all by default. Only what they need is measured.
+        progress: Told how far it is.
+        options: Those of `scan`.
+
+    Raises:
+        UsageError: A pattern that no claim has.
+        SkerryError: What was wrong, what was expected, what to do.
+    """
+    from skerry.claims import judge_run, stages_of
+
+    only = [only] if isinstance(only, str) else None if only is None else list(only)
+    stages = stages_of(only)
+    if isinstance(model, (str, Path)) and (Path(model) / POINTER).is_file():
+        run = Run.open(model)
+    elif not stages:
+        run = scan(model, data, progress=progress, **options).run
+    else:
+        from skerry.causes.trace import TraceOptions
+
+        wanted = TraceOptions("effects" in stages, "roles" in stages)
+        run = _traced(model, data, _options(options), wanted, progress)
+    results = judge_run(run, only)
+    return Claims(write_report(run), results)
 
 
 def default_place() -> Path:

@@ -12,9 +12,15 @@ DEFAULTS = Asked()
 
 
 def audit(
-    model: Annotated[str | None, Parameter(show_default=False)] = None, /, *, asked: Asked = DEFAULTS
+    model: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
+    *,
+    asked: Asked = DEFAULTS,
+    trace: bool = True,
+    effects: bool = False,
+    roles: bool = False,
 ) -> None:
-    """From a model to a finished report: every systematic outlier of activations, weights and attention.
+    """From a model to a finished report: every systematic outlier of activations, weights and attention, and its life.
 
     Parameters
     ----------
@@ -22,12 +28,26 @@ def audit(
         A folder, a hub id or a .gguf file; a small real encoder by default.
     asked
         What to do.
+    trace
+        Follow the outliers of the residual stream from birth to end.
+    effects
+        Intervene along the chain too: that takes minutes.
+    roles
+        Ask what attention sinks are for too: that takes minutes.
     """
     asked.check()
     with progress_of(asked) as progress:
         import skerry
 
-        done = skerry.audit(model, asked.text, progress=progress, **asked.options())
+        done = skerry.audit(
+            model,
+            asked.text,
+            trace=trace,
+            effects=effects,
+            roles=roles,
+            progress=progress,
+            **asked.options(),
+        )
     if asked.json:
         ask_document(done.summary.document())
         return

@@ -29,6 +29,8 @@ VERBS = {
         "From a model to a finished report (the default model is a small real encoder).",
     ),
     "scan": ("skerry.cli.scan:scan", "From a model to its findings, without the report."),
+    "trace": ("skerry.cli.trace:trace", "Where outliers come from, what they cause, what sinks are for."),
+    "claims": ("skerry.cli.claims:claims", "Test what the literature says on this model."),
     "runs": ("skerry.cli.runs:runs", "List the runs in a folder."),
     "show": ("skerry.cli.runs:show", "Show a finished run again."),
     "report": ("skerry.cli.runs:report", "Write the report of a finished run."),

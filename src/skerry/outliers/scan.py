@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def scan(
     progress: Progress | None = None,
     *,
     asked: str | None = None,
+    then: Callable[[Run, Plan], None] | None = None,
 ) -> Run:
     """Scan a model into a run directory.
 
@@ -35,6 +37,7 @@ def scan(
         options: What to do; the defaults suit a first look.
         progress: Told how far it is.
         asked: Key by which a repeated request finds its answer.
+        then: Further stages of the same run, with the model still loaded.
 
     Returns:
         The finished run; its `summary.json` holds findings and profiles.
@@ -51,6 +54,8 @@ def scan(
         run.log(f"scan of {plan.loaded.name}: {plan.feed.card}")
         try:
             _stages(run, plan, progress, asked)
+            if then is not None:
+                then(run, plan)
         except BaseException as error:
             run.log(f"stopped: {type(error).__name__}: {error}")
             raise

@@ -1,0 +1,139 @@
+"""What the verbs of the Python face return: a finished run, and the words to ask it with."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skerry.outliers.finding import Finding, Profiles, Summary
+from skerry.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from skerry.claims import Result
+    from skerry.outliers.mask import TokenMask
+
+
+class Scan:
+    """A finished scan: findings, profiles and every number behind them.
+
+    Attributes:
+        run: The run directory; `run.table(name)` and `run.sql(query)` give the numbers.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Use `skerry.scan` or `skerry.open_run`."""
+        self.run = run
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The whole answer as one object."""
+        document = self.run.summary_document()
+        return Summary.model_validate(document)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Systematic outliers, strongest first."""
+        return self.summary.findings
+
+    @property
+    def profiles(self) -> Profiles:
+        """By site, layer and head."""
+        return self.summary.profiles
+
+    def table(self, name: str) -> pa.Table:
+        """A table of the run; columns are documented in docs/runs.md."""
+        return self.run.table(name)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The findings, one row each.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            from skerry.errors import MissingExtra
+
+            raise MissingExtra('to_pandas needs pandas: pip install "skerry[pandas]"') from error
+        rows = [finding.model_dump() for finding in self.findings]
+        return pd.DataFrame(rows, columns=list(Finding.model_fields))
+
+    @cached_property
+    def mask(self) -> TokenMask:
+        """Which tokens are sinks or massive, and which channels are outliers: learned from this scan."""
+        from skerry.outliers.mask import TokenMask
+
+        return TokenMask.learn(self.run.tables(), self.findings)
+
+    def token_mask(self, input_ids: Any) -> Any:
+        """Which tokens to leave out of SAE training and steering: attention sinks and carriers of massive activations.
+
+        Args:
+            input_ids: Integer tensor `[sample position]`.
+
+        Returns:
+            Bool tensor `[sample position]`, True at such tokens.
+        """
+        return self.mask.mask(input_ids)
+
+    def __repr__(self) -> str:
+        layers = {f.layer for f in self.findings if f.layer is not None}
+        return f"<{type(self).__name__} of {self.summary.model.name}: {len(self.findings)} findings in {len(layers)} layers; .findings, .to_pandas(), .run>"
+
+    def _repr_html_(self) -> str:
+        from skerry.report import notebook
+
+        return notebook(self.summary)
+
+
+class Trace(Scan):
+    """A scan whose outliers were followed through the model."""
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The whole trace as plain values: carriers with birth and end, spread, effects, roles."""
+        return json.loads(self.run.text("trace.json"))
+
+    @property
+    def carriers(self) -> list[dict[str, Any]]:
+        """The outliers of the residual stream, each with its growth, its tokens and its curve."""
+        return self.document["carriers"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, and why."""
+        return self.document["notes"]
+
+    def __repr__(self) -> str:
+        return f"<Trace of {self.summary.model.name}: {len(self.carriers)} outliers of the residual stream; .carriers, .table(name), .run>"
+
+
+class Claims(Scan):
+    """Verdicts on published statements about one model.
+
+    Attributes:
+        results: One per claim, in the order of their ids.
+    """
+
+    def __init__(self, run: Run, results: list[Result]) -> None:
+        """Use `skerry.claims`."""
+        super().__init__(run)
+        self.results = results
+
+    def __repr__(self) -> str:
+        return f"<Claims about {self.summary.model.name}: {len(self.results)} judged; .results, .run>"
+
+
+class Audit(Trace):
+    """A scan with its report."""
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML file that opens with no network."""
+        return self.run.file("report.html")
