@@ -39,12 +39,16 @@ class Gathered:
         sample_at: Input that each row of `at` comes from.
         other: Site to the vectors of tokens drawn from `Places.others` that do not carry this outlier.
         sample_other: Input that each row of `other` comes from.
+        ids_at: Token id of each row of `at`, where known.
+        positions_at: Position in its input of each row of `at`, where known.
     """
 
     at: dict[Site, Float[Tensor, "row _"]]
     sample_at: Int[Tensor, "row"]
     other: dict[Site, Float[Tensor, "row2 _"]]
     sample_other: Int[Tensor, "row2"]
+    ids_at: Int[Tensor, "row"] | None = None
+    positions_at: Int[Tensor, "row"] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,24 @@ def gather_many(
         hidden = anatomy.dims.hidden
         return {s: rows[number, kind, s].tensor(widths.get(s.part, hidden)) for s in sites[number]}
 
-    return {
-        n: Gathered(vectors(n, "at"), chosen[n, "at"].sample, vectors(n, "other"), chosen[n, "other"].sample)
-        for n in sites
-    }
+    result: dict[int, Gathered] = {}
+    for n in sites:
+        at, other = chosen[n, "at"], chosen[n, "other"]
+        ids, positions = _tokens(batches, at)
+        result[n] = Gathered(
+            vectors(n, "at"), at.sample, vectors(n, "other"), other.sample, ids_at=ids, positions_at=positions
+        )
+    return result
+
+
+def _tokens(batches: Sequence[Batch], chosen: _Chosen) -> tuple[Int[Tensor, "row"], Int[Tensor, "row"]]:
+    """Token id and position of chosen tokens."""
+    ids, positions = torch.zeros_like(chosen.token), torch.zeros_like(chosen.token)
+    for i, batch in enumerate(batches):
+        here = chosen.batch == i
+        ids[here] = batch.input_ids.flatten().to(torch.int64)[chosen.token[here]]
+        positions[here] = chosen.token[here] % batch.input_ids.shape[1]
+    return ids, positions
 
 
 class _Rows:
