@@ -51,8 +51,8 @@ class Places:
         others: Per batch: flat tokens that carry nothing, drawn at random for comparison (never padding), ascending.
     """
 
-    carried: Sequence[Mapping[int, Int[Tensor, "place"]]]
-    others: Sequence[Int[Tensor, "place"]]
+    carried: Sequence[Mapping[int, Int[Tensor, "_"]]]
+    others: Sequence[Int[Tensor, "_"]]
 
     def any_of(self, batch: int, numbers: Sequence[int]) -> Int[Tensor, "place"]:
         """Flat tokens of one batch that carry at least one of these outliers, ascending."""
