@@ -75,10 +75,10 @@ def rate(step: int, steps: int, *, peak: float = 3e-3, warmup: int = 100) -> flo
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def train(model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed: int) -> float:
+def train(model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed: int, decay: float) -> float:
     """The mean loss of the last 50 steps."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=decay)
     losses: list[float] = []
     start = time.perf_counter()
     for step in range(steps):
@@ -93,7 +93,10 @@ def train(model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed:
         losses.append(float(loss.detach()))
         if (step + 1) % 100 == 0:
             left = (time.perf_counter() - start) / (step + 1) * (steps - step - 1)
-            print(f"step {step + 1} of {steps}: loss {sum(losses[-50:]) / 50:.3f}, {left:.0f} s left", flush=True)
+            print(
+                f"step {step + 1} of {steps}: loss {sum(losses[-50:]) / 50:.3f}, {left:.0f} s left",
+                flush=True,
+            )
     return sum(losses[-50:]) / len(losses[-50:])
 
 
@@ -122,15 +125,20 @@ def main() -> None:
     ask.add_argument("--width", type=int, default=192)
     ask.add_argument("--heads", type=int, default=6)
     ask.add_argument("--batch", type=int, default=16)
+    ask.add_argument("--decay", type=float, default=0.01)
     ask.add_argument("--seed", type=int, default=0)
     given = ask.parse_args()
     torch.manual_seed(given.seed)
     documents = list(builtin().documents)
     tokenizer = train_tokenizer(documents)
-    ids = torch.tensor(tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False)["input_ids"])
+    ids = torch.tensor(
+        tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    )
     model = make_model(given.layers, given.width, given.heads)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(ids):,} tokens of text", flush=True)
-    loss = train(model, ids, steps=given.steps, batch=given.batch, seed=given.seed)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(ids):,} tokens of text", flush=True
+    )
+    loss = train(model, ids, steps=given.steps, batch=given.batch, seed=given.seed, decay=given.decay)
     given.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)
