@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.model import Anatomy, BoundMatrix, BoundTap, read_matrix
+from skerry.anatomy.routers import change_router, is_router
 from skerry.anatomy.sites import STREAMED, Site
 from skerry.anatomy.watch import first_tensor
-from skerry.errors import UnknownSite
+from skerry.errors import UnknownOption, UnknownSite
 
 # Values [row channel] and the flat token of each row (None: row r is token r) to new values of the same shape.
 Edit = Callable[[Tensor, Tensor | None], Tensor]
@@ -38,10 +39,12 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
     Args:
         anatomy: The model with its places.
         edits: Site to a function of its values [row channel] and the flat token of each row (None: row r is token r); it returns
-            new values of the same shape and must not write into the old ones.
+            new values of the same shape and must not write into the old ones. What it returns is copied: models write into
+            their tensors.
 
     Raises:
         UnknownSite: The model has no such activation, or it cannot be changed there.
+        UnknownOption: In a forward: the new values have another shape.
     """
     for site in edits:
         check_changeable(anatomy, site)
@@ -79,47 +82,61 @@ def _some(anatomy: Anatomy) -> str:
 @contextmanager
 def _change_tap(anatomy: Anatomy, site: Site, edit: Edit) -> Iterator[None]:
     bound = anatomy.taps[site]
-    if bound.tap.side == "output":
-        handle = bound.module.register_forward_hook(
-            lambda _m, _a, out: _with_first(out, _changed(anatomy, site, bound, edit, first_tensor(out)))
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
-        return
-    in_place = site.part == "resid.mid"
-    once = _once(lambda x: _changed(anatomy, site, bound, edit, x))
 
-    def before(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def changed(x: Tensor | None) -> Tensor:
+        return _changed(anatomy, site, bound, edit, x)
+
+    with ExitStack() as stack:
+        if bound.tap.side == "input":
+            _change_input(anatomy, site, bound, changed, stack)
+        elif is_router(bound.module, site):
+            stack.enter_context(change_router(bound.module, changed))
+        else:
+            handle = bound.module.register_forward_hook(
+                lambda _m, _a, out: _with_first(out, changed(first_tensor(out)))
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+def _change_input(
+    anatomy: Anatomy,
+    site: Site,
+    bound: BoundTap,
+    changed: Callable[[Tensor | None], Tensor],
+    stack: ExitStack,
+) -> None:
+    in_place = site.part == "resid.mid"
+    readers = _readers(anatomy, site, bound)
+    once = _Once(changed) if len(readers) > 1 else lambda _reader, x: changed(x)
+
+    def before(reader: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         x = first_tensor(args, kwargs)
-        new = once(x)
+        new = once(reader, x)
         if in_place and x is not None:
             x.copy_(new)
             return None
         return (_with_first(args, new), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
-    with ExitStack() as stack:
-        for module in _readers(anatomy, site, bound):
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
+    for module in readers:
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        stack.callback(handle.remove)
 
 
-def _once(edit: Callable[[Tensor | None], Tensor]) -> Callable[[Tensor | None], Tensor]:
-    """Several readers of one tensor get one result."""
-    last: list[tuple[Tensor, int, Tensor]] = []
+class _Once:
+    """Several readers of one tensor get one result; a reader that asks again is in another forward."""
 
-    def edited(x: Tensor | None) -> Tensor:
-        version = -1 if x is None or x.is_inference() else x._version
-        if last and last[0][0] is x and last[0][1] == version:
-            return last[0][2]
-        new = edit(x)
-        if x is not None:
-            last[:] = [(x, version, new)]
-        return new
+    def __init__(self, changed: Callable[[Tensor | None], Tensor]) -> None:
+        self.changed = changed
+        self.old: Tensor | None = None
+        self.new: Tensor | None = None
+        self.served: set[int] = set()
 
-    return edited
+    def __call__(self, reader: nn.Module, x: Tensor | None) -> Tensor:
+        if self.new is None or self.old is not x or id(reader) in self.served:
+            self.old, self.new, self.served = x, self.changed(x), set()
+        self.served.add(id(reader))
+        return self.new
 
 
 def _readers(anatomy: Anatomy, site: Site, bound: BoundTap) -> list[nn.Module]:
@@ -149,26 +166,20 @@ def _changed(anatomy: Anatomy, site: Site, bound: BoundTap, edit: Edit, x: Tenso
 
 
 def _same_shape(site: Site, new: Tensor, like: Tensor) -> Tensor:
-    if new.numel() != like.numel():
-        raise ValueError(f"the change at {site} gave {tuple(new.shape)} where {tuple(like.shape)} is needed")
-    return new.reshape(like.shape).to(like)
+    rows = like.reshape(-1, like.shape[-1])
+    if new.shape != rows.shape:
+        raise UnknownOption(
+            f"the change at {site} gave values of shape {list(new.shape)}; [row channel] = {list(rows.shape)} is needed"
+        )
+    # A copy: the model may write into what it is given (Falcon adds, OLMo clips), and the values may be the caller's own.
+    return new.reshape(like.shape).to(like, copy=True)
 
 
 def _with_first(whole: Any, new: Tensor) -> Any:
     """A module's arguments or output with another first tensor."""
     if isinstance(whole, Tensor):
         return new
-    if isinstance(whole, tuple) and len(whole) > 1 and isinstance(whole[0], Tensor) and _is_router(whole):
-        raise UnknownSite("this router hands on more than its logits, so changing them would change nothing")
-    if isinstance(whole, tuple):
-        return (new, *whole[1:])
-    return [new, *whole[1:]]
-
-
-def _is_router(output: tuple[Any, ...]) -> bool:
-    """(logits, weights, chosen experts): the choice is made already."""
-    last = output[-1]
-    return len(output) == 3 and isinstance(last, Tensor) and last.dtype in (torch.int64, torch.int32)
+    return (new, *whole[1:]) if isinstance(whole, tuple) else [new, *whole[1:]]
 
 
 @contextmanager
