@@ -48,7 +48,8 @@ class Places:
 
     Attributes:
         carried: Per batch of the feed: carrier number to flat tokens (b * T + t), ascending.
-        others: Per batch: flat tokens that carry nothing, drawn at random for comparison (never padding), ascending.
+        others: Per batch: flat tokens drawn at random for comparison (never padding), ascending. They carry nothing, or, where outlier
+            channels leave too few such tokens, only what most tokens carry.
     """
 
     carried: Sequence[Mapping[int, Int[Tensor, "_"]]]

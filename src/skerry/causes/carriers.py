@@ -34,6 +34,8 @@ LISTED = 8
 """Positions and tokens that `carrier_tokens` lists of each outlier."""
 OTHERS = 1024
 """Other tokens drawn from the whole text, at least 8 from each input."""
+FEW = 0.1
+"""Share of all tokens: an outlier channel of fewer tokens is bound to them, as a massive activation is."""
 Row = dict[str, Any]
 TokenText = Callable[[Sequence[int]], Sequence[str | None]]
 
@@ -111,7 +113,7 @@ def find_carriers(
     alive = [(i, c, life) for i, (c, life) in enumerate(zip(kept, lives, strict=True)) if life is not None]
     carriers = [_carrier(number, c, life) for number, (_, c, life) in enumerate(alive)]
     tables, rows = _tables(), [life.bearers.rows for *_, life in alive]
-    crowd = _massive(words, carriers, rows)
+    crowd = _crowd(words, carriers, rows)
     for carrier, (index, _, life) in zip(carriers, alive, strict=True):
         tables["carriers"].append(_carrier_row(carrier, life, words))
         tables["carrier_tokens"] += _token_rows(carrier, life, words, token_text)
@@ -165,11 +167,11 @@ def _carrier(number: int, candidate: Candidate, life: Life) -> Carrier:
     )
 
 
-def _massive(words: Words, carriers: Sequence[Carrier], rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Bool [token], carries a massive activation: never a token to compare with."""
+def _crowd(words: Words, carriers: Sequence[Carrier], rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Bool [token], carries a massive activation or another outlier that few tokens have: never a token to compare with."""
     out = np.zeros(len(words.flat), bool)
     for carrier, at in zip(carriers, rows, strict=True):
-        if carrier.kind == MASSIVE:
+        if carrier.kind == MASSIVE or len(at) <= FEW * len(out):
             out[at] = True
     return out
 
@@ -177,7 +179,7 @@ def _massive(words: Words, carriers: Sequence[Carrier], rows: Sequence[np.ndarra
 def _places(
     words: Words, num_batches: int, carriers: Sequence[Carrier], rows: Sequence[np.ndarray], seed: int
 ) -> Places:
-    """Tokens by batch. Others carry nothing; where an input has too few such, they carry no massive activation."""
+    """Tokens by batch. Others carry nothing; where an input has too few such, they carry nothing that is rare."""
     ends = np.searchsorted(words.batch, np.arange(num_batches + 1))
     carried: list[Mapping[int, Tensor]] = []
     for low, high in pairwise(ends):
@@ -189,7 +191,7 @@ def _places(
         any_at_all[r] = True
     rank = np.random.default_rng(seed).random(len(words.flat)) + any_at_all
     order = np.lexsort((rank, words.sample))
-    order = order[~_massive(words, carriers, rows)[order]]
+    order = order[~_crowd(words, carriers, rows)[order]]
     starts = np.flatnonzero(np.diff(words.sample[order], prepend=-1))
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     drawn = np.sort(order[turn < each])
@@ -248,7 +250,7 @@ def _token_rows(carrier: Carrier, life: Life, words: Words, token_text: TokenTex
 
 
 def _lifecycle_rows(carrier: Carrier, life: Life, course: Course, index: int, crowd: np.ndarray) -> list[Row]:
-    """Its value along the stream, at its tokens and at tokens with neither it nor any massive activation."""
+    """Its value along the stream, at its tokens and at tokens with neither it nor any rare outlier."""
     rows, rest = life.bearers.rows, ~crowd
     rest[rows] = False
     out = []

@@ -10,11 +10,12 @@ With v the channel's value times its usual sign, t_s the largest v of input s, a
     birth      the unbroken stretch that ends at the peak, of places with half of what follows, begins at the first place with
                v / m >= 8 and >= 1/8 of that of the peak; for a massive activation also v >= 10 times the mean |x| that other tokens have
                in the channel there (both never more than half of what the peak has)
-    exit       first block after the peak with |v_out| <= |v_in| / 2, and |v| < |v_peak| / 2 from there to the end
+    exit       first block after the peak with |v_out| <= |v_in| / 2 and |v| < |v_peak| / 2 from there to the end, of v and of v / m
     cancellation  -(v_out - v_in) / v_in of the exit block, of means over the tokens
 
 Birth is in units of m because a post-norm encoder normalises the stream in every block: its absolute values in two blocks have different
-gains. An eighth lets growth over several blocks begin at the block where it first stands out.
+gains. For the same reason an end must show in both units: a norm that shrinks everything takes nothing away, nor do other channels that
+grow. An eighth lets growth over several blocks begin at the block where it first stands out.
 Limit: without noise (all other values 0) any value is infinitely far out, and birth is the first block that writes more than 1/8 of it.
 """
 
@@ -162,10 +163,13 @@ class Channel:
     def _exit(self, v: dict[Site, float], peak: Site) -> tuple[int, float] | None:
         """The block that takes it away, and the share of it that goes."""
         outputs = self.course.outputs
+        # [block output, unit]: in the model's units, and in medians of the place.
+        scales = np.array([[1.0, max(self.course.medians[s], 1e-30)] for s in outputs])
+        size = np.abs(np.array([v[s] for s in outputs]))[:, None] / scales
         for i in range(outputs.index(peak) + 1, len(outputs)):
-            before, after = v[outputs[i - 1]], v[outputs[i]]
-            stays = any(abs(v[s]) >= HALF * abs(v[peak]) for s in outputs[i:])
-            layer = outputs[i].layer
-            if not stays and before != 0 and abs(after) <= HALF * abs(before) and layer is not None:
+            halves = (size[i] <= HALF * size[i - 1]).all() and size[i - 1, 0] > 0
+            stays = (size[i:] >= HALF * size[outputs.index(peak)]).any()
+            before, after, layer = v[outputs[i - 1]], v[outputs[i]], outputs[i].layer
+            if halves and not stays and layer is not None:
                 return layer, (before - after) / before
         return None
