@@ -56,10 +56,10 @@ class Sinks:
 
     def mask(self, layer: int, batch: Batch) -> Bool[Tensor, "sample key"]:
         """Which keys are sinks in this layer; padding never is."""
-        sink = torch.zeros_like(batch.keep)
-        for position in self.positions.get(layer, ()):
-            if position < sink.shape[1]:
-                sink[:, position] = True
+        # Positions count from the first token that is no padding, as in a scan.
+        position = batch.keep.cumsum(dim=1) - 1
+        chosen = torch.tensor(sorted(self.positions.get(layer, ())), dtype=position.dtype)
+        sink = torch.isin(position, chosen)
         if ids := self.token_ids.get(layer):
             sink |= torch.isin(batch.input_ids, torch.tensor(sorted(ids), dtype=batch.input_ids.dtype))
         return sink & batch.keep
