@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from skerry.anatomy import Site, capture, resolve
 from skerry.corpus import builtin
 
 VOCABULARY, CONTEXT, BOS = 1024, 128, "<s>"
@@ -109,10 +110,15 @@ def facts(model: LlamaForCausalLM, ids: Tensor) -> dict[str, Any]:
         out = model(input_ids=x, output_hidden_states=True, output_attentions=True, use_cache=False)
     hidden = [h.abs() for h in out.hidden_states[1:-1]]
     first = torch.stack([a[:, :, 8:, 0].mean((0, 2)) for a in out.attentions])
+    layer, head = divmod(int(first.argmax()), first.shape[1])
+    anatomy = resolve(model)
+    value = capture(anatomy, x, ["attn.v"])[Site(layer, "attn.v")]
+    norm = value.reshape(len(x), x.shape[1], first.shape[1], -1)[:, :, head].norm(dim=-1)
     return {
         "max_to_median": max(float(h.max() / h.median()) for h in hidden),
         "first_token_share": float(first.max()),
-        "layer_head": [int(first.argmax() // first.shape[1]), int(first.argmax() % first.shape[1])],
+        "layer_head": [layer, head],
+        "value_norm_ratio": float(norm[:, 0].mean() / norm[:, 1:].mean()),
     }
 
 
