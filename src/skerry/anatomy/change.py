@@ -11,18 +11,19 @@ old one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from skerry.anatomy.asked import check_activation, missing, numbers
 from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.model import Anatomy, BoundMatrix, BoundTap, read_matrix
 from skerry.anatomy.routers import change_router, is_router
-from skerry.anatomy.sites import STREAMED, Site
+from skerry.anatomy.sites import Site
 from skerry.anatomy.watch import first_tensor
 from skerry.errors import UnknownOption, UnknownSite
 
@@ -47,7 +48,7 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
         UnknownOption: In a forward: the new values have another shape.
     """
     for site in edits:
-        check_changeable(anatomy, site)
+        check_activation(anatomy, site)
     with ExitStack() as stack:
         for site, edit in edits.items():
             if site in anatomy.taps:
@@ -56,27 +57,6 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
         if routed:
             stack.enter_context(_change_experts(anatomy, routed))
         yield
-
-
-def check_changeable(anatomy: Anatomy, site: Site) -> None:
-    """Refuse a site that `change` cannot change.
-
-    Raises:
-        UnknownSite: With the reason.
-    """
-    if site.part in STREAMED:
-        raise UnknownSite(
-            f"{site} never exists as a tensor that could be changed; change attn.q, attn.k or attn.mix instead"
-        )
-    routed = site.expert is not None and site.layer in anatomy.experts
-    if site not in anatomy.taps and not (routed and (site.expert or 0) < anatomy.num_experts):
-        raise UnknownSite(
-            f"{type(anatomy.model).__name__} has no activation {site}; it has {len(anatomy.taps)}: {_some(anatomy)}"
-        )
-
-
-def _some(anatomy: Anatomy) -> str:
-    return ", ".join(map(str, sorted(anatomy.taps)[:6])) + ", ..."
 
 
 @contextmanager
@@ -194,62 +174,148 @@ def _change_experts(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[No
         yield
 
 
-@contextmanager
-def weight_entries(
+@dataclass(frozen=True)
+class Entries:
+    """Some entries of a weight, found in its parameter.
+
+    Attributes:
+        parameter: Where they are stored.
+        flat: Their places in the flattened parameter.
+        plus: What is added to the stored values.
+    """
+
+    parameter: Tensor
+    flat: Int[Tensor, "entry"]
+    plus: float = 0.0
+
+
+def find_entries(
     anatomy: Anatomy,
     site: Site,
-    rows: Sequence[int] | Tensor | None,
-    columns: Sequence[int] | Tensor,
-    edit: Callable[[Tensor], Tensor],
-) -> Iterator[None]:
-    """Give some entries of a weight other values while open; the old ones come back bit for bit.
-
-    Tied matrices change together (an embedding that is also the head). Values are as `anatomy.weight(site)` shows them.
+    rows: int | Sequence[int] | Tensor | None,
+    columns: int | Sequence[int] | Tensor,
+) -> Entries:
+    """The entries (row, column) of a weight; a single row or column goes with all of the other.
 
     Args:
         anatomy: The model with its places.
         site: A weight site.
-        rows: Row of each entry; None for a norm's gain, a vector.
+        rows: Row of each entry; None for a vector (a norm's gain, learned sinks).
         columns: Column of each entry.
-        edit: Old values [entry] to new ones.
 
     Raises:
-        UnknownSite: The model has no such weight.
-        IndexError: An entry outside the matrix.
+        UnknownSite: The model has no such weight, or it is spread over several parameters.
+        UnknownOption: An entry outside the weight, or rows and columns that do not pair.
     """
     if site not in anatomy.matrices:
-        raise UnknownSite(f"{type(anatomy.model).__name__} has no weight {site}; `skerry sites` lists all")
+        raise missing(anatomy, site, anatomy.matrices)
     bound = anatomy.matrices[site]
     if bound.more:
         raise UnknownSite(
             f"{site} is spread over {1 + len(bound.more)} parameters; its entries cannot be changed"
         )
-    flat = _flat_entries(anatomy, bound, rows, columns)
-    parameter, plus = bound.parameter, bound.matrix.plus
-    with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
-        old = parameter.reshape(-1)[flat].clone()
-        new = edit(old + plus if plus else old.clone()).to(old)
-        _put(parameter, flat, new - plus if plus else new)
+    shape = anatomy.weight(site).shape
+    if (rows is None) != (len(shape) == 1):
+        raise UnknownOption(
+            f"{site} is a vector, so it has no rows; give None for them"
+            if rows is not None
+            else f"{site} is a matrix of shape {list(shape)}; give the rows of the entries too"
+        )
+    c = numbers(columns, shape[-1], what="column", where=site)
+    if rows is None:
+        return Entries(bound.parameter, _places(anatomy, bound).reshape(-1)[c], bound.matrix.plus)
+    r = numbers(rows, shape[0], what="row", where=site)
+    if len(r) != len(c) and 1 not in (len(r), len(c)):
+        raise UnknownOption(f"{len(r)} rows and {len(c)} columns of {site} do not pair; give as many of each")
+    r, c = torch.broadcast_tensors(r, c)
+    return Entries(bound.parameter, _places(anatomy, bound)[r, c], bound.matrix.plus)
+
+
+def _places(anatomy: Anatomy, bound: BoundMatrix) -> Tensor:
+    """Place of each entry of the weight in the flattened parameter, through whatever the declaration does to it."""
+    number, expert = bound.parameter, bound.expert
+    one = number if expert is None else number[expert]
+    # Only this expert is numbered: the numbers of all would take more memory than the parameter.
+    numbered = torch.arange(one.numel()).reshape(one.shape)
+    return read_matrix(numbered, replace(bound.matrix, plus=0.0), anatomy.dims) + (expert or 0) * one.numel()
+
+
+@contextmanager
+def weight_entries(
+    anatomy: Anatomy,
+    site: Site,
+    rows: int | Sequence[int] | Tensor | None,
+    columns: int | Sequence[int] | Tensor,
+    edit: Callable[[Tensor], Tensor],
+) -> Iterator[None]:
+    """Give some entries of a weight other values while open; the old ones come back bit for bit.
+
+    Tied matrices change together (an embedding that is also the head). Values are as `anatomy.weight(site)` shows them.
+    `rows` and `columns` are as in `find_entries`, whose errors it raises; `edit` turns old values [entry] into new ones.
+    """
+    with change_entries(find_entries(anatomy, site, rows, columns), edit):
+        yield
+
+
+# Storage of a parameter -> its open changes in the order in which they were opened.
+_open: dict[int, list[_OpenEntries]] = {}
+
+
+@contextmanager
+def change_entries(entries: Entries, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Give entries other values while open. They may be closed in any order: those still open stay in force."""
+    change = _OpenEntries(entries, edit)
+    change.apply()
+    key = entries.parameter.untyped_storage().data_ptr()
+    stack = _open.setdefault(key, [])
+    stack.append(change)
     try:
         yield
     finally:
-        with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
-            _put(parameter, flat, old)
+        later = stack[stack.index(change) + 1 :]
+        for other in reversed(later):
+            other.undo()
+        change.undo()
+        stack.remove(change)
+        for other in later:
+            other.apply()
+        if not stack:
+            del _open[key]
 
 
-def _put(parameter: Tensor, flat: Tensor, values: Tensor) -> None:
-    parameter.detach().index_put_(tuple(torch.unravel_index(flat, parameter.shape)), values)
+class _OpenEntries:
+    """One open change of entries, and what they were before it."""
+
+    def __init__(self, entries: Entries, edit: Callable[[Tensor], Tensor]) -> None:
+        self.entries, self.edit = entries, edit
+        self.old: Tensor | None = None
+
+    def apply(self) -> None:
+        at, plus = self.entries, self.entries.plus
+        with _writing(at.parameter):
+            old = at.parameter.reshape(-1)[at.flat.to(at.parameter.device)].clone()
+            shown = old + plus if plus else old
+            new = self.edit(shown.clone())
+            if new.shape != old.shape:
+                raise UnknownOption(
+                    f"the change of {len(old)} weights gave values of shape {list(new.shape)}"
+                )
+            new = new.to(old)
+            # Adding and taking away again would round what has not changed.
+            self._put(torch.where(new == shown, old, new - plus) if plus else new)
+        self.old = old
+
+    def undo(self) -> None:
+        assert self.old is not None
+        with _writing(self.entries.parameter):
+            self._put(self.old)
+
+    def _put(self, values: Tensor) -> None:
+        parameter = self.entries.parameter
+        places = torch.unravel_index(self.entries.flat.to(parameter.device), parameter.shape)
+        parameter.detach().index_put_(tuple(places), values)
 
 
-def _flat_entries(
-    anatomy: Anatomy, bound: BoundMatrix, rows: Sequence[int] | Tensor | None, columns: Sequence[int] | Tensor
-) -> Int[Tensor, "entry"]:
-    """Where the entries are in the flattened parameter, through whatever the declaration does to it."""
-    parameter = bound.parameter
-    number = torch.arange(parameter.numel(), device=parameter.device).reshape(parameter.shape)
-    number = read_matrix(number, replace(bound.matrix, plus=0.0), anatomy.dims, bound.expert)
-    c = torch.as_tensor(columns, device=number.device, dtype=torch.int64).reshape(-1)
-    if rows is None or number.dim() == 1:
-        return number.reshape(-1)[c]
-    r = torch.as_tensor(rows, device=number.device, dtype=torch.int64).reshape(-1)
-    return number[r, c]
+def _writing(parameter: Tensor) -> AbstractContextManager[None]:
+    # Parameters that were made in inference mode can be written only there.
+    return torch.inference_mode() if parameter.is_inference() else torch.no_grad()

@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from skerry.anatomy.asked import missing, numbers, width_of
 from skerry.anatomy.attention import AttentionView
-from skerry.anatomy.change import Edit, change, weight_entries
+from skerry.anatomy.change import Edit, change, change_entries, find_entries
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.sites import Site
 from skerry.anatomy.watch import watch
-from skerry.causes.interventions import Intervention, Model, Tokens, anatomy_of, selected, site_of
+from skerry.causes.interventions import Intervention, Model, Tokens, anatomy_of, selected, site_of, zeros
 from skerry.causes.sinks import SinkPart, Sinks, sink_part
 from skerry.corpus.batch import Batch
-from skerry.errors import UnknownSite
+from skerry.errors import UnknownOption, UnknownSite
 
 # Below this share of attention on other keys there is no rest to give the sink's share to.
 SMALLEST_REST = 1e-6
@@ -27,7 +28,7 @@ MixEdit = Callable[[int, Tensor, SinkPart, Tensor], Tensor]
 
 def ablate_channel(
     model: Model,
-    channel: int | Sequence[int],
+    channel: int | Sequence[int] | Tensor,
     first_layer: int = 0,
     last_layer: int | None = None,
     tokens: Tokens = None,
@@ -40,67 +41,88 @@ def ablate_channel(
         first_layer: Block from whose input on they are zero.
         last_layer: Last block whose output is zero there; the last of the model by default.
         tokens: None for all.
+
+    Raises:
+        UnknownOption: No such channel, block or token.
     """
     anatomy = anatomy_of(model)
-    channels = [channel] if isinstance(channel, int) else list(channel)
     last = anatomy.dims.num_layers - 1 if last_layer is None else last_layer
-    edit = selected(lambda x, _t: torch.zeros_like(x), channels, tokens)
+    check_block(anatomy, first_layer)
+    check_block(anatomy, last)
+    if last < first_layer:
+        raise UnknownOption(f"blocks {first_layer} to {last}: the first comes after the last")
     sites = [
         site
         for layer in range(first_layer, last + 1)
         for part in ("resid.in", "resid.mid", "resid.out")
         if (site := Site(layer, part)) in anatomy.taps and (part != "resid.in" or layer == first_layer)
     ]
-    edits: Mapping[Site, Edit] = dict.fromkeys(sites, edit)
+    if not sites:
+        raise missing(anatomy, Site(first_layer, "resid.in"), anatomy.taps)
+    edits: Mapping[Site, Edit] = {s: selected(anatomy, s, zeros, channel, tokens) for s in sites}
     return Intervention(
         lambda: change(anatomy, edits),
         first_layer=first_layer,
-        what=f"ablation of residual channels {channels}",
+        what=f"ablation of residual channels {torch.as_tensor(channel).reshape(-1).tolist()}",
     )
+
+
+def check_block(anatomy: Anatomy, layer: int) -> None:
+    """Refuse a block that the model does not have.
+
+    Raises:
+        UnknownOption: With the blocks that there are.
+    """
+    if not 0 <= layer < anatomy.dims.num_layers:
+        raise UnknownOption(
+            f"{type(anatomy.model).__name__} has no block {layer}; its blocks are 0 to {anatomy.dims.num_layers - 1}"
+        )
 
 
 def ablate_weight(
     model: Model,
     site: Site | str,
-    rows: Sequence[int] | Tensor | None,
-    columns: Sequence[int] | Tensor,
+    rows: int | Sequence[int] | Tensor | None,
+    columns: int | Sequence[int] | Tensor,
     factor: float = 0.0,
 ) -> Intervention:
     """Multiply single weights (0: take them out). `rows` is None for a norm's gain.
 
     Raises:
         UnknownSite: The model has no such weight.
+        UnknownOption: No such row or column.
     """
     anatomy, place = anatomy_of(model), site_of(site)
-    if place not in anatomy.matrices:
-        raise UnknownSite(
-            f"{type(anatomy.model).__name__} has no weight {place}; `skerry sites` lists all parts"
-        )
+    entries = find_entries(anatomy, place, rows, columns)
     first = 0 if place.layer is None else place.layer
     return Intervention(
-        lambda: weight_entries(anatomy, place, rows, columns, lambda w: w * factor),
+        lambda: change_entries(entries, lambda w: w * factor),
         first_layer=first,
         what=f"ablation of weights of {place}",
     )
 
 
-def ablate_head(model: Model, layer: int, heads: int | Sequence[int]) -> Intervention:
+def ablate_head(model: Model, layer: int, heads: int | Sequence[int] | Tensor) -> Intervention:
     """Set the output of heads to zero before the output projection reads it.
 
     Raises:
         UnknownSite: The block has no attention.
+        UnknownOption: No such block or head.
     """
     anatomy = anatomy_of(model)
-    site, width = Site(layer, "attn.mix"), anatomy.dims.head_dim
-    if site not in anatomy.taps:
+    check_block(anatomy, layer)
+    site, num_heads = Site(layer, "attn.mix"), anatomy.dims.num_heads
+    if site not in anatomy.taps or not num_heads:
         raise UnknownSite(f"{type(anatomy.model).__name__} has no heads in block {layer}: it has no {site}")
-    chosen = [heads] if isinstance(heads, int) else list(heads)
-    channels = [h * width + c for h in chosen for c in range(width)]
-    edit = selected(lambda x, _t: torch.zeros_like(x), channels)
+    chosen = numbers(heads, num_heads, what="head", where=f"block {layer}")
+    # Values may be narrower than queries.
+    width = (width_of(anatomy, site) or num_heads * anatomy.dims.head_dim) // num_heads
+    channels = (chosen[:, None] * width + torch.arange(width)).reshape(-1)
+    edit = selected(anatomy, site, zeros, channels)
     return Intervention(
         lambda: change(anatomy, {site: edit}),
         first_layer=layer,
-        what=f"ablation of heads {chosen} of block {layer}",
+        what=f"ablation of heads {chosen.tolist()} of block {layer}",
     )
 
 

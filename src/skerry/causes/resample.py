@@ -20,7 +20,7 @@ class Donors:
     Args:
         anatomy: The model, whose inputs say how many inputs and positions there are.
         seed: Chooses the other inputs.
-        keep: False where the position is padding, [sample position].
+        keep: False where the position is padding, [sample position]; by default what the attention mask of the forward says.
     """
 
     def __init__(self, anatomy: Anatomy, seed: int, keep: Tensor | None) -> None:
@@ -37,16 +37,38 @@ class Donors:
             handle.remove()
 
     def _choose(self, _m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        ids: Any = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-        num_samples, num_positions = ids.shape[:2]
-        if num_samples < 2:
+        ids = args[0] if args else kwargs.get("input_ids")
+        given = ids if ids is not None else kwargs.get("inputs_embeds")
+        if not isinstance(given, Tensor) or given.dim() < 2:
+            raise UnknownOption("resampling needs to see the ids of the inputs, [sample position]")
+        shape = given.shape[:2]
+        if shape[0] < 2:
             raise UnknownOption(
                 "resampling exchanges values between inputs, so a batch needs at least two of them"
             )
-        keep = (
-            torch.ones(num_samples, num_positions, dtype=torch.bool) if self.keep is None else self.keep.cpu()
-        )
-        self.flat = donors(keep, self.seed)
+        self.flat = donors(self._kept(shape, kwargs.get("attention_mask")), self.seed)
+
+    def _kept(self, shape: torch.Size, mask: Any) -> Bool[Tensor, "sample position"]:
+        if self.keep is not None:
+            if self.keep.shape != shape:
+                raise UnknownOption(
+                    f"keep is of shape {list(self.keep.shape)}; the inputs are [sample position] = {list(shape)}"
+                )
+            return self.keep.detach().to("cpu", torch.bool)
+        if isinstance(mask, Tensor) and mask.shape == shape:
+            return mask.detach().to("cpu", torch.bool)
+        return torch.ones(shape, dtype=torch.bool)
+
+    def check(self, num_rows: int, site: object) -> None:
+        """Refuse a place that does not hold one row per token, or a part of the model that runs on its own.
+
+        Raises:
+            UnknownOption: With both numbers.
+        """
+        if num_rows != len(self.flat):
+            raise UnknownOption(
+                f"{site} has {num_rows} rows and the inputs {len(self.flat)} tokens, so values cannot be exchanged by position"
+            )
 
 
 def donors(keep: Bool[Tensor, "sample position"], seed: int) -> Int[Tensor, "token"]:
