@@ -1,0 +1,450 @@
+"""What outliers do after the norm, against a slow recomputation in float64 from whole activations, and where the truth is planted."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import zoo
+
+from skerry.anatomy import resolve
+from skerry.anatomy.change import change
+from skerry.anatomy.model import run
+from skerry.anatomy.sites import Site
+from skerry.anatomy.watch import capture, watch
+from skerry.causes import spread_logits
+from skerry.causes.bootstrap import bootstrap
+from skerry.causes.carrier import Carrier, Places
+from skerry.causes.sinks import Sinks
+from skerry.causes.spread import MEASURES, measure_spread
+from skerry.causes.spread_numbers import constancy_interval, mean_interval, ratio_interval
+from skerry.causes.spread_vectors import directions_without_own, participation_ratio
+from skerry.corpus.batch import Batch
+from skerry.run.tables import from_rows
+
+
+def carrier(number=0, kind="massive activation", birth=None, end=None):
+    return Carrier(number, kind, 3, 1, birth, 0, end, 100.0, 1000.0, 50.0)
+
+
+def text(model, *, padding=None, carried=((0, 4, 13, 24), (0, 12, 30)), length=12):
+    """Two batches of three inputs; the flat tokens that carry outlier 0, those that are padding left out; all others to compare."""
+    batches = [
+        Batch(*zoo.tokens(model, num_samples=3, length=length, seed=i, padding=padding), torch.arange(3) + 3 * i)
+        for i in range(2)
+    ]  # fmt: skip
+    at = [torch.tensor([t for t in c if b.keep.flatten()[t]]) for b, c in zip(batches, carried, strict=True)]
+    others = [
+        torch.tensor([t for t in range(1, 3 * length, 5) if t not in c and b.keep.flatten()[t]])
+        for b, c in zip(batches, at, strict=True)
+    ]
+    return batches, Places([{0: t} for t in at], others)
+
+
+def spread(anatomy, batches, places, carriers=(carrier(),), sinks=None):
+    return measure_spread(anatomy, batches, list(carriers), places, sinks or Sinks())
+
+
+def values(found, measure, key="value"):
+    return {(r["layer"], r["head"]): r[key] for r in found["spread"] if r["measure"] == measure}
+
+
+def close(a, b, rel=2e-4):
+    return a == pytest.approx(b, rel=rel, abs=2e-5)
+
+
+class Naive:
+    """Everything from whole activations, one input and one query at a time."""
+
+    def __init__(self, anatomy, batches, places):
+        self.anatomy, self.batches = anatomy, batches
+        self.inputs = []
+        for i, b in enumerate(batches):
+            seen = {s: x.double() for s, x in capture(anatomy, b.input_ids, keep=b.keep).items()}
+            width = b.keep.shape[1]
+            for s in range(len(b.keep)):
+                at = [int(t) % width for t in places.carried[i][0] if int(t) // width == s]
+                rest = [int(t) % width for t in places.others[i] if int(t) // width == s]
+                own = {k: x[s * width : (s + 1) * width] if x.dim() == 2 else x[s] for k, x in seen.items() if k.expert is None}
+                keep = [t for t in range(width) if b.keep[s, t]]
+                if at:
+                    self.inputs.append((own, at, rest, keep))
+
+    def vectors(self, layer, which):
+        return [x[Site(layer, "attn.in")][(at, rest)[which]] for x, at, rest, _ in self.inputs]
+
+    def participation(self, layer, which):
+        per = [((x**2).sum(1) ** 2 / (x**4).sum(1)).mean() for x in self.vectors(layer, which) if len(x)]
+        return float(torch.stack(per).mean())
+
+    def constancy(self, layer, which):
+        m = [(x / x.norm(dim=1, keepdim=True)).mean(0) for x in self.vectors(layer, which) if len(x)]
+        return float(np.mean([m[i] @ m[j] for i in range(len(m)) for j in range(len(m)) if i != j]))
+
+    def queries(self, probs, at, keep):
+        return [q for q in keep if q not in at and bool((probs[0, q, at] > 0).any())]
+
+    def mass(self, layer, head, uniform=False):
+        per = []
+        for x, at, _, keep in self.inputs:
+            probs, logits = x[Site(layer, "attn.probs")], x[Site(layer, "attn.logits")]
+            sink = Site(layer, "w.sink") in self.anatomy.matrices
+            per.append([
+                float((logits[head, q, at] > -math.inf).sum() / ((logits[head, q] > -math.inf).sum() + sink)) if uniform else float(probs[head, q, at].sum())
+                for q in self.queries(probs, at, keep)
+            ])  # fmt: skip
+        return float(np.mean([np.mean(p) for p in per if p]))
+
+    def value(self, x, layer, head):
+        dims = self.anatomy.dims
+        v = x[Site(layer, "attn.v")].unflatten(1, (dims.num_kv_heads, -1))
+        return v[:, head * dims.num_kv_heads // dims.num_heads]
+
+    def value_ratio(self, layer, head):
+        per = []
+        for x, at, _, keep in self.inputs:
+            norm = self.value(x, layer, head).norm(dim=1)
+            per.append(float(norm[at].mean() / norm[[t for t in keep if t not in at]].mean()))
+        return float(np.mean(per))
+
+    def reach(self, layer, heads, rest=False):
+        w, dims = self.anatomy.weight(Site(layer, "w.o")).double(), self.anatomy.dims
+        per = []
+        for x, at, _, keep in self.inputs:
+            probs, out = x[Site(layer, "attn.probs")], x[Site(layer, "attn.out")]
+            found = []
+            for q in self.queries(probs, at, keep):
+                brought = torch.zeros(dims.hidden, dtype=torch.float64)
+                for h in heads:
+                    width = w.shape[1] // dims.num_heads
+                    keys = [k for k in range(probs.shape[2]) if (k in at) != rest]
+                    brought += w[:, h * width : (h + 1) * width] @ (probs[h, q, keys] @ self.value(x, layer, h)[keys])
+                found.append(float(brought.norm() / out[q].norm()))
+            per.append(found)
+        return float(np.mean([np.mean(p) for p in per if p]))
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "gemma2", "gpt_oss", "falcon_7b", "bloom", "mpnet"])
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_measures_of_one_forward_agree_with_a_slow_recomputation(name, padding, tiny_model):
+    if name == "gpt_oss" and padding:
+        padding = "right"
+    anatomy = resolve(tiny_model(name))
+    batches, places = text(anatomy.model, padding=padding)
+    found, naive = spread(anatomy, batches, places), Naive(anatomy, batches, places)
+    heads = range(anatomy.dims.num_heads)
+    for layer in range(anatomy.dims.num_layers):
+        for measure, truth in (("participation ratio", naive.participation), ("constancy", naive.constancy)):
+            for which, key in enumerate(("value", "other")):
+                assert close(values(found, measure, key)[layer, None], truth(layer, which)), (measure, key)
+        for head in heads:
+            assert close(values(found, "attention mass")[layer, head], naive.mass(layer, head))
+            assert close(values(found, "attention mass", "other")[layer, head], naive.mass(layer, head, True))
+            assert close(values(found, "value norm ratio")[layer, head], naive.value_ratio(layer, head))
+            assert close(values(found, "reach")[layer, head], naive.reach(layer, [head]))
+            assert close(values(found, "reach", "other")[layer, head], naive.reach(layer, [head], rest=True))
+        assert close(values(found, "reach")[layer, None], naive.reach(layer, heads))
+        assert close(values(found, "reach", "other")[layer, None], naive.reach(layer, heads, rest=True))
+        for measure in ("attention mass", "value norm ratio"):
+            by_head = [values(found, measure)[layer, h] for h in heads]
+            assert close(values(found, measure)[layer, None], np.mean(by_head))
+    from_rows("spread", found["spread"])
+
+
+def naive_shares(anatomy, batches, places):
+    """Per layer and head: clean logit above others and that without u, per input; each layer and input in a forward of its own."""
+    naive, n = Naive(anatomy, batches, places), 0
+    out = {}
+    for layer in range(anatomy.dims.num_layers):
+        for which in (0, 1):
+            m = torch.stack([(x / x.norm(dim=1, keepdim=True)).mean(0) for x in naive.vectors(layer, which)])
+            n = 0
+            for i, b in enumerate(batches):
+                width = b.keep.shape[1]
+                for s in range(len(b.keep)):
+                    own, at, _, keep = naive.inputs[n]
+                    u = m[[j for j in range(len(m)) if j != n]].sum(0)
+                    u /= u.norm()
+                    x = own[Site(layer, "attn.in")][at]
+                    delta = ((x @ u)[:, None] * u) @ anatomy.weight(Site(layer, "w.k")).double().T
+                    rows = [s * width + t for t in at]
+                    changed = logits_with(anatomy, b, layer, rows, delta)[s]
+                    old = own[Site(layer, "attn.logits")]
+                    queries = [q for q in keep if q not in at]
+                    out.setdefault((layer, which), []).append(
+                        [levels(old, changed, h, queries, at, keep) for h in range(len(old))]
+                    )
+                    n += 1
+    return {k: np.array(v) for k, v in out.items()}
+
+
+def logits_with(anatomy, batch, layer, rows, delta):
+    found = {}
+
+    def edit(k, _rows):
+        new = k.clone()
+        new[rows] = (k[rows].double() - delta).to(k)
+        return new
+
+    from skerry.anatomy.attention import naive_logits
+
+    look = watch(anatomy, (), on_attention=lambda v: found.__setitem__(v.layer, naive_logits(v).double()))
+    with change(anatomy, {Site(layer, "attn.k"): edit}), look:
+        run(anatomy, batch.input_ids, batch.keep)
+    return found[layer]
+
+
+def levels(old, changed, head, queries, at, keep):
+    whole, without = [], []
+    for q in queries:
+        seen = [k for k in at if old[head, q, k] > -math.inf]
+        rest = [k for k in keep if k not in at and old[head, q, k] > -math.inf]
+        if seen and rest:
+            base = old[head, q, rest].mean()
+            whole.append(float(old[head, q, seen].mean() - base))
+            without.append(float(changed[head, q, seen].mean() - base))
+    return np.mean(whole), np.mean(without)
+
+
+# OLMo clips after the projection, Qwen 3 and Phi have a key norm, Gemma 2 a cap, Falcon and GPT-2 fused projections, BLOOM distances.
+KINDS = ["llama", "bert", "gpt2", "gemma2", "qwen3", "olmo", "falcon_40b", "bloom", "gpt_oss", "mixtral"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_share_of_the_logit_agrees_with_one_forward_per_layer_and_input(name, tiny_model, monkeypatch):
+    anatomy = resolve(tiny_model(name))
+    batches, places = text(anatomy.model, padding="right")
+    monkeypatch.setattr(spread_logits, "ratio_interval", lambda top, bottom, seed: ratio_interval(top, bottom, seed=seed))
+    truth = naive_shares(anatomy, batches, places)
+    kept = {}
+    rows = spread_logits.LogitReader.rows
+    monkeypatch.setattr(spread_logits.LogitReader, "rows", lambda self, seed: kept.update(self.found) or rows(self, seed=seed))
+    found = spread(anatomy, batches, places)
+    for layer in range(anatomy.dims.num_layers):
+        got = kept[layer]
+        np.testing.assert_allclose(got.whole, truth[layer, 0][:, :, 0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(got.without, truth[layer, 0][:, :, 1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(got.without_other, truth[layer, 1][:, :, 1], rtol=1e-3, atol=1e-4)
+    for (layer, head), share in values(found, "logit share").items():
+        if head is not None:
+            whole, without = truth[layer, 0][:, head].sum(0)
+            assert close(share, 1 - without / whole, 5e-3)
+
+
+def test_only_the_keys_of_carriers_see_less_and_every_block_sees_the_untouched_stream(tiny_model, monkeypatch):
+    anatomy = resolve(tiny_model("llama", num_hidden_layers=4))
+    batches, places = text(anatomy.model)
+    logits = {}
+    read = spread_logits.LogitReader._attention
+
+    def keep(self, view):
+        logits.setdefault(view.layer, []).append(spread_logits.blocks(view).__next__().logits.clone())
+        read(self, view)
+
+    monkeypatch.setattr(spread_logits.LogitReader, "_attention", keep)
+    spread(anatomy, batches, places)
+    for i, batch in enumerate(batches):
+        clean = capture(anatomy, batch.input_ids)
+        at = torch.zeros_like(batch.keep).flatten().index_fill(0, places.carried[i][0], True).reshape(batch.keep.shape)
+        for layer in range(4):
+            for copy in logits[layer][i].chunk(3):
+                seen = at[:, None, None].expand_as(copy)
+                torch.testing.assert_close(copy[~seen], clean[Site(layer, "attn.logits")][~seen], rtol=1e-4, atol=1e-4)
+            changed = logits[layer][i].chunk(3)[1][seen] - clean[Site(layer, "attn.logits")][seen]
+            assert changed[changed.isfinite()].abs().max() > 0.1
+    # and nothing stays behind
+    assert torch.equal(capture(anatomy, batches[1].input_ids)[Site(3, "resid.out")], clean[Site(3, "resid.out")])
+
+
+def test_a_participation_ratio_counts_channels():
+    x = torch.zeros(5, 48)
+    x[0, 7], x[1], x[2, :6] = -3.0, 0.5, 2.0
+    x[3, 0], x[3, 1] = 4.0, 1e-6
+    ratio = participation_ratio(x)
+    assert ratio[:4].tolist() == pytest.approx([1.0, 48.0, 6.0, 1.0]) and ratio[4].isnan()
+
+
+def test_constancy_of_constant_orthogonal_and_random_directions():
+    one = np.eye(6)[[2, 2, 2, 2]]
+    assert constancy_interval(one, seed=0) == pytest.approx((1.0, 1.0, 1.0))
+    assert constancy_interval(np.eye(6), seed=0) == pytest.approx((0.0, 0.0, 0.0))
+    rng = np.random.default_rng(0)
+    hits, truth = 0, 0.25
+    for trial in range(200):
+        x = np.concatenate([np.full((40, 1), 0.5), rng.standard_normal((40, 5)) / 6], axis=1)
+        got = constancy_interval(x, seed=trial)
+        hits += got.low <= truth <= got.high
+    assert hits >= 180
+    for few in (one[:1], np.full((3, 2), np.nan)):
+        assert math.isnan(constancy_interval(few, seed=0).value)
+
+
+def test_intervals_are_those_of_the_shared_bootstrap():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(30)
+    x[4] = np.nan
+    assert mean_interval(x, seed=3) == bootstrap(x, seed=3)
+    weights = 1 + rng.random(30)
+    assert ratio_interval(x * weights, weights, seed=3)[1:] != bootstrap(x, seed=3)[1:]
+    whole = ratio_interval(x[:4] * weights[:4], weights[:4], seed=3)
+    assert whole == pytest.approx(bootstrap(x[:4], weights[:4], seed=3))
+    assert math.isnan(ratio_interval(x, x - np.nanmean(x), seed=3).value)
+
+
+def test_a_direction_leaves_its_own_input_out():
+    m = torch.eye(3)
+    m = torch.cat([m, torch.full((1, 3), torch.nan)])
+    u = directions_without_own(m)
+    root = math.sqrt(0.5)
+    torch.testing.assert_close(u[0], torch.tensor([0.0, root, root]))
+    torch.testing.assert_close(u[3], torch.full((3,), 3**-0.5))
+    assert directions_without_own(m[:1]).isnan().all()
+
+
+@torch.no_grad()
+def constant_model(tiny_model):
+    """Whoever is token 5 has one and the same `attn.in`, and its keys read nothing else; no rotation matters: the first block alone."""
+    model = tiny_model("gpt2")
+    anatomy = resolve(model)
+    model.transformer.wpe.weight.zero_()
+    anatomy.weight(Site(0, "w.k"))
+    wte = model.transformer.wte.weight
+    wte[5] = 0
+    wte[5, 3] = 900.0
+    for block in model.transformer.h:
+        block.attn.c_attn.bias.zero_()
+        block.ln_1.bias.zero_()
+    return anatomy
+
+
+def test_tokens_with_one_direction_have_constancy_one_and_it_explains_the_whole_logit(tiny_model):
+    anatomy = constant_model(tiny_model)
+    batches, _ = text(anatomy.model)
+    for b in batches:
+        b.input_ids[b.input_ids == 5] = 6
+        b.input_ids[:, 0] = 5
+    first = torch.tensor([0, 12, 24])
+    places = Places([{0: first}, {0: first}], [first + 3, first + 4])
+    found = spread(anatomy, batches, places)
+    assert values(found, "constancy")[0, None] == pytest.approx(1.0, abs=1e-6)
+    assert values(found, "constancy", "other")[0, None] < 0.5
+    shares = {head: v for (layer, head), v in values(found, "logit share").items() if layer == 0}
+    # Without the direction a key is zero, its logit too: what is left is minus the mean logit of the others.
+    kept = capture(anatomy, batches[0].input_ids, ["attn.logits"])[Site(0, "attn.logits")]
+    for head in set(shares) - {None}:
+        per = []
+        for b in batches:
+            kept = capture(anatomy, b.input_ids, ["attn.logits"])[Site(0, "attn.logits")].double()
+            per += [[(kept[s, head, q, 0], kept[s, head, q, 1 : q + 1].mean()) for q in range(1, 12)] for s in range(3)]  # fmt: skip
+        at, rest = np.array(per).sum((0, 1))
+        assert close(shares[head], at / (at - rest))
+    assert None in shares
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("llama", 0), ("gpt2", 1), ("opt", 2)])
+def test_a_planted_chain_spreads_as_the_papers_describe(kind, seed, planted):
+    chain = planted(kind, seed)
+    c = Carrier(0, "massive activation", chain.channel, chain.sign, chain.birth_layer, chain.birth_layer, chain.exit_layer, chain.value, 1e3, 50.0)  # fmt: skip
+    others = [torch.arange(1, len(b.keep.flatten()), 7) for b in chain.batches]
+    others = [o[~torch.isin(o, t)] for o, t in zip(others, chain.carried, strict=True)]
+    found = spread(chain.anatomy, chain.batches, Places([{0: t} for t in chain.carried], others), [c])
+    assert found["notes"] == []
+    ratio, constancy = values(found, "participation ratio"), values(found, "constancy")
+    for layer in range(chain.birth_layer + 1, (chain.exit_layer or 0) + 1):
+        assert ratio[layer, None] < 2 < values(found, "participation ratio", "other")[layer, None]
+        assert constancy[layer, None] > 0.99 > values(found, "constancy", "other")[layer, None]
+    mass, uniform = values(found, "attention mass"), values(found, "attention mass", "other")
+    share, low = values(found, "logit share"), values(found, "logit share", "low")
+    for place in chain.sink_heads:
+        assert mass[place] > 0.8 > uniform[place]
+        assert share[place] > 0.9 and low[place] > 0.9
+        assert values(found, "value norm ratio")[place] < 0.8
+        assert 0 <= values(found, "reach")[place]
+
+
+def notes(found):
+    return " ".join(found["notes"])
+
+
+def test_nothing_to_follow_gives_no_rows_and_says_so(tiny_model):
+    anatomy = resolve(tiny_model("llama"))
+    batches, places = text(anatomy.model)
+    everywhere = Places([{0: torch.arange(36)}, {0: torch.arange(36)}], places.others)
+    for carriers, where in (((), places), ((carrier(kind="outlier channel"),), everywhere), ((carrier(7),), places)):
+        found = spread(anatomy, batches, where, carriers)
+        assert found["spread"] == [] and "nothing spreads" in notes(found)
+    few = spread(anatomy, batches, places, [carrier(kind="outlier channel")])
+    assert values(few, "attention mass")
+    both = spread(anatomy, batches, places, [carrier(), carrier(1, kind="outlier channel")])
+    assert both["spread"] == spread(anatomy, batches, places)["spread"]
+
+
+def test_each_block_is_measured_at_the_carriers_that_are_alive_in_it(tiny_model):
+    anatomy = resolve(tiny_model("llama", num_hidden_layers=4))
+    batches, places = text(anatomy.model)
+    two = Places([{0: p[0], 1: torch.tensor([7, 19, 31])} for p in places.carried], places.others)
+    carriers = [carrier(0, birth=0, end=1), carrier(1, birth=None, end=1)]
+    found = values(spread(anatomy, batches, two, carriers), "participation ratio")
+
+    def alone(*numbers):
+        which = Places([{0: p.any_of(i, numbers)} for i, p in ((0, two), (1, two))], two.others)
+        return values(spread(anatomy, batches, which), "participation ratio")
+
+    assert found[0, None] == alone(1)[0, None]
+    assert found[1, None] == alone(0, 1)[1, None]
+    assert found[2, None] == alone(0, 1)[2, None]  # none is alive: all of them
+
+
+def test_one_token_and_one_input_say_what_cannot_be_measured(tiny_model):
+    anatomy = resolve(tiny_model("llama"))
+    single, places = text(anatomy.model, length=1, carried=((0, 1), (2,)))
+    found = spread(anatomy, single, Places(places.carried, [torch.zeros(0, dtype=torch.int64)] * 2))
+    assert {r["measure"] for r in found["spread"]} == {"participation ratio", "constancy"}
+    assert all(r["other"] is None for r in found["spread"])
+    assert "no token can see another one that carries" in notes(found)
+    batches, places = text(anatomy.model, carried=((4,), ()))
+    found = spread(anatomy, batches, places)
+    assert {r["measure"] for r in found["spread"]} == set(MEASURES) - {"constancy", "logit share"}
+    assert all(r["low"] is None and r["num_samples"] == 1 for r in found["spread"])
+    assert "fewer than two inputs" in notes(found)
+
+
+def test_every_family_is_measured_and_learned_sinks_are_told(tiny_model):
+    for name in ("opt_350m", "gptj", "distilbert", "stablelm_12b", "olmo2", "phi3"):
+        anatomy = resolve(tiny_model(name))
+        found = spread(anatomy, *text(anatomy.model, padding="right"))
+        assert {r["measure"] for r in found["spread"]} == set(MEASURES), name
+        assert found["notes"] == [], name
+    anatomy = resolve(tiny_model("gpt_oss"))
+    found = spread(anatomy, *text(anatomy.model), sinks=Sinks(learned=frozenset({0, 1})))
+    assert "learned sink logits" in notes(found)
+
+
+def test_values_that_are_not_finite_are_left_out_and_told(tiny_model):
+    anatomy = resolve(tiny_model("gpt2"))
+    with torch.no_grad():
+        anatomy.model.transformer.wte.weight[5] = math.nan
+    batches, places = text(anatomy.model)
+    for b in batches:
+        b.input_ids[b.input_ids == 5] = 6
+    clean = spread(anatomy, batches, places)
+    batches[0].input_ids[1, 3] = 5
+    found = spread(anatomy, batches, places)
+    assert "not finite" in notes(found) and notes(clean) == ""
+    assert values(found, "attention mass", "num_samples")[0, None] == 5
+    assert all(math.isfinite(r["value"]) for r in found["spread"])
+
+
+def test_small_blocks_and_few_inputs_change_nothing(tiny_model, monkeypatch):
+    from skerry.causes import spread_attention, spread_text
+
+    anatomy = resolve(tiny_model("gemma2"))
+    batches, places = text(anatomy.model, padding="left")
+    whole = spread(anatomy, batches, places)["spread"]
+    monkeypatch.setattr(spread_attention.blocks, "__defaults__", (slice(None), 100))
+    for a, b in zip(whole, spread(anatomy, batches, places)["spread"], strict=True):
+        assert {k: a[k] for k in ("layer", "head", "measure")} == {k: b[k] for k in ("layer", "head", "measure")}
+        assert a["value"] == pytest.approx(b["value"], rel=1e-4, abs=1e-5)
+    monkeypatch.setattr(spread_text, "MOST_INPUTS", 4)
+    few = spread(anatomy, batches, places)["spread"]
+    assert {r["num_samples"] for r in few if r["measure"] == "constancy"} == {4}
