@@ -151,7 +151,7 @@ def channels(summary: Summary, tables: Tables, place: Place) -> str:
     y = lambda v: top + (b - v) / (b - a) * (height - top - bottom)  # noqa: E731
     x = lambda i: left + (i + 0.5) / (index.max() + 1) * (width - left - 8)  # noqa: E731
     body = [charts.text(0, 12, f"Range of every channel of {name(place)}", cls="t r")]
-    for t in _ticks(a, b, 6):
+    for t in ticks(a, b, 6):
         body += [
             charts.line(left, y(t), width - 8, y(t), "g"),
             charts.text(left - 6, y(t) + 4, f.short_value(float(t)), anchor="end"),
@@ -170,7 +170,7 @@ def channels(summary: Summary, tables: Tables, place: Place) -> str:
             body.append(charts.text(x(i), at, f"{int(i)}", cls="t f", anchor="middle"))
     body += [
         charts.text(x(i), height - bottom + 16, f"{int(i):,}", anchor="middle")
-        for i in _ticks(0, float(index.max()), 9)
+        for i in ticks(0, float(index.max()), 9)
     ]
     body.append(charts.text((left + width) / 2, height - bottom + 32, "channel", anchor="middle"))
     return charts.svg(
@@ -182,7 +182,7 @@ def channels(summary: Summary, tables: Tables, place: Place) -> str:
     )
 
 
-def _ticks(low: float | int, high: float | int, most: int) -> list[float]:
+def ticks(low: float | int, high: float | int, most: int) -> list[float]:
     """At most `most` + 1 round numbers in [low, high]."""
     step = 10.0 ** np.floor(np.log10(max(high - low, 1e-30) / most))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= most)

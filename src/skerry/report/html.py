@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,22 +19,38 @@ from markupsafe import Markup
 from skerry.outliers.finding import Summary
 
 from . import heat
+from .claims_section import claims_section
 from .data import Tables, complete
 from .page import context
+from .trace_data import from_tables
+from .trace_sections import trace_links, trace_sections
 
 
-def html(summary: Summary, tables: Tables, *, record: Mapping[str, Any] | None = None) -> str:
+def html(
+    summary: Summary,
+    tables: Tables,
+    *,
+    record: Mapping[str, Any] | None = None,
+    claims: Sequence[Any] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """The report as the text of one HTML file.
 
     Args:
         summary: What was found.
         tables: Tables of the run by name (`run/tables.py`); absent ones count as empty.
         record: What the run knows of how it was made (command, versions, seed, ...); shown as it is, `command` first.
+        claims: Results of the claims, if they were judged; the section is there only then.
+        notes: What the trace could not measure, in its own words.
     """
     script = _asset("report.js")
+    trace = from_tables(tables, claims=claims, notes=notes, model=summary.model.name)
     return _template().render(
         **context(summary, complete(tables), record or {}),
-        style=Markup(_asset("report.css").replace("/*heat*/", _heat_css())),
+        causes=trace_sections(trace),
+        claims=claims_section(trace.claims),
+        links=[*trace_links(trace), *([("claims", "Claims")] if trace.claims else [])],
+        style=Markup(_asset("report.css").replace("/*heat*/", _heat_css()) + _asset("trace.css")),
         script=Markup(script),
         # Only this very script may run; whatever else might slip into the page may not.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -201,7 +201,7 @@ def _wide(told: Story, axis: Axis) -> tuple[list[str], float, float]:
     used = columns * width + gap * (columns - 1)
     body, legend = _key(axis, 4, 14, WIDE)
     top = 14 + legend + 18
-    body.append(charts.text(margin, top + 22, told.birth_title, cls="ph"))
+    body.append(charts.text(margin, top + 22, wrap(told.birth_title, 120)[0], cls="ph"))
     heights = [sum(card_height(c, width) for c in column) + 14 * (len(column) - 1) for column in told.birth]
     tall = max(heights)
     boxes: list[list[Box]] = []
@@ -234,9 +234,9 @@ def _between(left: list[Box], right: list[Box], label: str, gap: float) -> list[
             points = [(x0, a.middle), (middle, a.middle), (middle, b.middle), (x1, b.middle)] if bent else [(x0, a.middle), (x1, b.middle)]
             out += arrow(points)
     if label:
-        several = len(left) > 1
-        y = right[0].middle - 7 if not several else right[0].middle - 7
-        out.append(charts.text((left[0].x + left[0].width + right[0].x) / 2, y, label, cls="lab", anchor="middle"))
+        # Behind a join of several the sign stands on the last piece, where only one line runs.
+        x = (left[0].x + left[0].width + right[0].x) / 2 + (12 if len(left) > 1 else 0)
+        out.append(charts.text(x, right[0].middle - 7, label, cls="lab", anchor="middle"))
     return out
 
 
@@ -245,12 +245,14 @@ def _wide_after(told: Story, axis: Axis, source: Box, bottom: float) -> tuple[li
     width = min(320.0, (WIDE - 2 * margin - gap * (count - 1)) / count)
     top = bottom + 30
     trunk = top + 42
-    body = [charts.text(margin, top + 22, told.after_title, cls="ph")]
+    start = source.x + source.width / 2
+    # The stream comes down from its card; the heading stands beside it.
+    heading = margin if start > 300 else start + 14
+    body = [charts.text(heading, top + 22, told.after_title, cls="ph")]
     heights = [card_height(c, width) for c in told.after]
     boxes = [Box(c, margin + i * (width + gap), trunk + 40, width, max(heights)) for i, c in enumerate(told.after)]
     end = trunk + 40 + max(heights) + margin
     panel = f'<rect class="panelbox" x="0" y="{top:.1f}" width="{WIDE:g}" height="{end - top:.1f}" rx="10"/>'
-    start = source.x + source.width / 2
     first, last = boxes[0].x + boxes[0].width / 2, boxes[-1].x + boxes[-1].width / 2
     body.append(f'<path class="flow stream" d="M{start:.1f},{source.y + source.height:.1f}V{trunk:.1f}M{min(first, start):.1f},{trunk:.1f}H{max(last, start):.1f}"/>')
     for box, label in zip(boxes, told.after_labels, strict=True):
@@ -276,7 +278,7 @@ def _narrow(told: Story, axis: Axis) -> tuple[list[str], float, float]:
 def _stack(
     rows: Sequence[Sequence[Card]], heading: str, labels: Sequence[str], axis: Axis, y: float, above: list[Box] | None, body: list[str], *, branch: bool = False,
 ) -> tuple[float, list[Box] | None]:  # fmt: skip
-    body.append(charts.text(0, y, heading, cls="ph"))
+    body.append(charts.text(0, y, wrap(heading, 44)[0], cls="ph"))
     y += 12
     for i, row in enumerate(rows):
         gap = 10.0

@@ -219,6 +219,8 @@ def residual_card(trace: Trace, c: Row) -> Card:
         notes.append(f"also channel {other['channel']}{value}")
     shares = tuple((part_name(r["part"]), r["share"]) for r in trace.growth(number, "birth", "block")[:5])
     bars = pair(row["value"], row["other"]) if row is not None else ()
+    if not (bars or shares or notes):
+        notes.append("no value was measured here")
     return Card(title, f"channel {c['channel']}", bars, shares=shares, notes=tuple(notes))
 
 
@@ -271,7 +273,7 @@ def proof(trace: Trace, outcome: str) -> list[str]:
         return []
     show = f.percent if outcome == "sink mass" else f.number
     place = f" (block {r['outcome_layer']})" if r["outcome_layer"] is not None else ""
-    return [f"birth {f.tidy(r['arm'])}: {show(r['clean'])} → {show(r['value'])}{place}"]
+    return [f"with “{f.tidy(r['arm'])}” at the birth: {show(r['clean'])} → {show(r['value'])}{place}"]
 
 
 def keys_card(trace: Trace, c: Row) -> tuple[Card | None, str]:
