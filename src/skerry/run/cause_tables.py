@@ -157,11 +157,14 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         **_HEAD,
         "arm": Column(
             _S,
-            "fixed bias, context-aware bias, implicit scaling, both frozen; docs/trace.md says what each replaces",
+            "fixed bias, context-aware bias, implicit scaling, both frozen, neither; docs/trace.md says what each replaces",
         ),
         "outcome": Column(_S, "loss, kl or distance"),
         "change": Column(_F, "mean over inputs of with - without"),
         **_INTERVAL,
+        "against_both": Column(_F, "mean over inputs of this arm - both frozen, paired; negative: costs less"),
+        "against_both_low": Column(_F, "lower end of its interval"),
+        "against_both_high": Column(_F, "upper end of its interval"),
         "control": Column(_F, "the same for the matched control: the same changes given to other tokens"),
         "control_low": Column(_F, "lower end of its interval"),
         "control_high": Column(_F, "upper end of its interval"),
@@ -175,7 +178,8 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         ),
         "outcome": Column(_S, "loss, kl or distance: what decided"),
         "strength": Column(
-            _F, "(damage of the best rival - damage of this role's arm) / damage of both frozen; 0 to 1"
+            _F,
+            "share of what the sinks do that this role makes, 0 to 1; null when undecided or without a role",
         ),
         **_INTERVAL,
         "why": Column(_S, "the comparison that decided, in words"),
@@ -184,7 +188,8 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         **_HEAD,
         "measure": Column(
             _S,
-            "sink mass, sink mass std, value norm ratio, update correlation, dormant share, variance share of scale, of bias, of rest, of interaction",
+            "sink mass, sink mass std, value norm ratio, update correlation, dormant share, active share, variance share of scale, of bias, "
+            "of rest, of interaction, role share of fixed bias, of context dependence, of scaling",
         ),
         "value": Column(_F, "its value"),
         **_INTERVAL,
