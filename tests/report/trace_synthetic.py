@@ -73,7 +73,11 @@ def effect(group, arm, outcome, clean, change, half, **more):
 
 def effects(damage="loss", layer=15):
     rows = []
-    arms = [("set to zero", 4.213, 0.3), ("set to its mean", 0.012, 0.02), ("value of another input", 0.021, 0.02)]
+    arms = [
+        ("set to zero", 4.213, 0.3),
+        ("set to its mean", 0.012, 0.02),
+        ("value of another input", 0.021, 0.02),
+    ]
     for arm, change, half in arms:
         rows.append(effect("birth", arm, damage, 2.1, change, half))
     rows.append(effect("birth", "set to zero", "sink mass", 0.62, -0.58, 0.02, outcome_layer=layer))
@@ -81,14 +85,20 @@ def effects(damage="loss", layer=15):
     rows.append(effect("birth", "set to zero", "outlier", 2390.0, -2380.0, 20.0, outcome_layer=layer))
     for draw in range(8):
         more = {"control": True, "draw": draw, "p_value": None}
-        rows.append(effect("birth", "a random channel set to zero", damage, 2.1, 0.002 * (draw - 3), 0.004, **more))
+        rows.append(
+            effect("birth", "a random channel set to zero", damage, 2.1, 0.002 * (draw - 3), 0.004, **more)
+        )
         rows.append(effect("birth", "a random channel set to zero", "sink mass", 0.62, 0.001 * draw, 0.002, outcome_layer=layer, **more))  # fmt: skip
         rows.append(effect("super weight", "an equally large weight removed", damage, 2.1, 0.001 * draw, 0.002, **more))  # fmt: skip
     rows.append(effect("super weight", "super weights removed", damage, 2.1, 3.4, 0.25))
     for dose, change in ((0.0, 4.213), (0.25, 1.9), (0.5, 0.31), (1.0, 0.0), (2.0, 0.04)):
         rows.append(effect("dose", f"outlier x {dose:g}", damage, 2.1, change, 0.08 * change, dose=dose))
         rows.append(effect("dose", f"outlier x {dose:g}", "sink mass", 0.62, -0.138 * change, 0.01 * change, dose=dose, outcome_layer=layer))  # fmt: skip
-    for arm, a, b in (("only keys", 3.1, -0.57), ("only values", 0.4, -0.001), ("only the residual", 0.6, -0.03)):
+    for arm, a, b in (
+        ("only keys", 3.1, -0.57),
+        ("only values", 0.4, -0.001),
+        ("only the residual", 0.6, -0.03),
+    ):
         rows.append(effect("path", arm, damage, 2.1, a, 0.2))
         rows.append(effect("path", arm, "sink mass", 0.62, b, 0.02, outcome_layer=layer))
     return rows
@@ -98,7 +108,12 @@ VERDICTS = ("implicit scaling", "fixed bias", "context-aware bias", "mixed", "un
 
 
 def roles(layers, heads, damage="loss"):
-    arms = [("fixed bias", 0.9, 0.1), ("context-aware bias", 0.8, 0.1), ("implicit scaling", 0.05, 0.02), ("both frozen", 1.1, 0.1)]
+    arms = [
+        ("fixed bias", 0.9, 0.1),
+        ("context-aware bias", 0.8, 0.1),
+        ("implicit scaling", 0.05, 0.02),
+        ("both frozen", 1.1, 0.1),
+    ]
     rows = [
         {"level": "model", "arm": arm, "outcome": damage, "change": c, "low": c - h, "high": c + h, "control": 0.01,
          "control_low": 0.0, "control_high": 0.02, "num_samples": 48}
@@ -117,8 +132,15 @@ def roles(layers, heads, damage="loss"):
                 {**place, "measure": "sink mass", "value": 0.3 + 0.02 * head, "low": None, "high": None},
                 {**place, "measure": "value norm ratio", "value": 0.1, "low": 0.08, "high": 0.12},
             ]
-    for name, value in (("variance share of scale", 0.61), ("variance share of bias", 0.07), ("update correlation", 0.44), ("dormant share", 0.3)):
-        measures.append({"measure": name, "value": value, "low": value - 0.05, "high": value + 0.05, "num_samples": 48})
+    for name, value in (
+        ("variance share of scale", 0.61),
+        ("variance share of bias", 0.07),
+        ("update correlation", 0.44),
+        ("dormant share", 0.3),
+    ):
+        measures.append(
+            {"measure": name, "value": value, "low": value - 0.05, "high": value + 0.05, "num_samples": 48}
+        )
     return {"roles": rows, "role_verdicts": verdicts, "role_measures": measures}
 
 
@@ -138,8 +160,14 @@ def llama() -> Rows:
     out = empty()
     out["carriers"] = [carrier(0, 2533, 1, 14, 30, 2391.0), carrier(1, 1415, 1, 12, 30, -1421.0)]
     for n in (0, 1):
-        out["carrier_tokens"] += tokens(n, (0, 1, "<s>", 0.5), (None, 29889, ".", 0.405), (None, 13, "\n", 0.095))
-    shape = lambda top: lambda i: (0.3 if i < 2 else top * (0.96 + 0.04 * (i / 15) if i < 15 else 1) if i < 31 else top * 0.1)  # noqa: E731
+        out["carrier_tokens"] += tokens(
+            n, (0, 1, "<s>", 0.5), (None, 29889, ".", 0.405), (None, 13, "\n", 0.095)
+        )
+
+    def shape(top):
+        plateau = lambda i: top * (0.96 + 0.04 * min(i, 15) / 15)  # noqa: E731
+        return lambda i: 0.3 if i < 2 else plateau(i) if i < 31 else top * 0.1
+
     out["lifecycle"] = life(0, 32, shape(2391.0)) + life(1, 32, shape(-1421.0))
     for n, channel, top, entry in ((0, 2533, 2295.0, 1.61), (1, 1415, -1364.0, -0.957)):
         out["growth"] += [
@@ -181,16 +209,16 @@ def minilm() -> Rows:
     out["carrier_tokens"] = tokens(0, (0, 101, "[CLS]", 0.84), (None, 102, "[SEP]", 0.16))
     out["lifecycle"] = life(0, 6, lambda i: -0.9 if i == 0 else -9.0 - 0.9 * min(i, 3))
     out["growth"] = [
-        grown(0, "birth", 0, "block", "mlp.out", None, -6.1, 0.671),
-        grown(0, "birth", 0, "block", "norm gain", None, -2.6, 0.286),
+        grown(0, "birth", 0, "block", "mlp.out", None, -8.5, 0.935),
+        grown(0, "birth", 0, "block", "norm gain", None, -0.2, 0.022),
         grown(0, "birth", 0, "block", "attn.out", None, -0.9, 0.099),
         grown(0, "birth", 0, "block", "norm bias", None, 0.5, -0.055),
     ]
-    ids = ((856, 0.31, 0.84), (607, 0.16, -0.52), (1004, 0.09, 0.41), (358, 0.05, 0.39))
+    ids = ((856, 0.41, 0.84), (607, 0.26, -0.52), (1004, 0.15, 0.41), (358, 0.09, 0.39))
     for rank, (neuron, share, value) in enumerate(ids):
         out["growth"].append(grown(0, "birth", 0, "neuron", "mlp.out", neuron, -9.1 * share, share))
-        cumulative = sum(s for _, s, _ in ids[: rank + 1]) / 0.671
-        out["growth_weights"].append(weight(0, 0, 99, neuron, value, rank, share / 0.671, cumulative))
+        cumulative = sum(s for _, s, _ in ids[: rank + 1])
+        out["growth_weights"].append(weight(0, 0, 99, neuron, value, rank, share, cumulative))
     out["factors"] = [
         factor(0, 0, 856, "norm", 21.0, 20.4),
         factor(0, 0, 856, "up", 3.4, 0.61, alignment=0.19, alignment_other=0.05),
@@ -198,8 +226,8 @@ def minilm() -> Rows:
         factor(0, 0, 856, "weight", 0.84, None),
     ]
     out["units"] = [
-        unit(0, "birth", 0, "neuron", 856, "mlp.out", 4, 0.31, False),
-        unit(0, "birth", 0, "sublayer", None, "mlp.out", 2, 0.671, True),
+        unit(0, "birth", 0, "neuron", 856, "mlp.out", 4, 0.41, False),
+        unit(0, "birth", 0, "sublayer", None, "mlp.out", 1, 0.935, True),
     ]
     out["spread"] = spread(6, lambda i: 0.12 + 0.03 * i, lambda i: 0.71)
     out["effects"] = effects("distance", layer=3)
@@ -234,14 +262,16 @@ def attention() -> Rows:
 def bare() -> Rows:
     """A carrier of which nothing else is known: every optional number is null."""
     out = empty()
-    out["carriers"] = [{"carrier": 0, "kind": "outlier channel", "channel": 5, "birth_layer": 3, "peak_layer": 4}]
+    out["carriers"] = [
+        {"carrier": 0, "kind": "outlier channel", "channel": 5, "birth_layer": 3, "peak_layer": 4}
+    ]
     return out
 
 
 def hostile() -> Rows:
     """Tokens, arms and reasons that attack the reader."""
     out = copy.deepcopy(llama())
-    attack = '</svg><script>alert(1)</script>&"\'\u202e\x1b[31m'
+    attack = "</svg><script>alert(1)</script>&\"'\u202e\x1b[31m"
     for r in out["carrier_tokens"]:
         r["token"] = attack
     for r in (*out["effects"], *out["roles"]):
@@ -268,18 +298,18 @@ def claim(identifier, verdict, effect, low, high, **more):
         "id": identifier, "section": "2.2", "source": "An et al. 2025 (arXiv 2502.06415), section 3",
         "statement": "Activation outliers are most extreme at the input of the down projection.",
         "measured": "largest value / median of each site, by layer", "rule": "supported when mlp.down.in is first in most layers",
-        "verdict": verdict, "why": "mlp.down.in is first in 30 of 32 layers", "effect": effect, "effect_name": "share of layers",
+        "verdict": verdict, "why": "mlp.down.in is first in 30 of 32 layers", "effect": effect, "effect_name": "share of layers", "unit": "share",
         "low": low, "high": high, "figure": None, "seconds": 0.21, **more,
     }  # fmt: skip
 
 
 def claims():
     """One of each verdict, one of each kind of figure."""
-    bars = {"kind": "bar", "x": ["attn.in", "mlp.in", "mlp.down.in"], "y": [12.0, 18.5, 96.2], "low": [10, 15, 80], "high": [14, 22, 110],
+    bars = {"kind": "bars", "x": ["attn.in", "mlp.in", "mlp.down.in"], "y": [12.0, 18.5, 96.2], "low": [10, 15, 80], "high": [14, 22, 110],
             "x_title": "site", "y_title": "largest / median", "title": "How extreme each site is"}  # fmt: skip
-    lines = {"kind": "line", "x": [0, 1, 2, 3, 0, 1, 2, 3], "y": [1.0, 40.0, 38.0, 4.0, 1.0, 1.2, 1.3, 1.4],
+    lines = {"kind": "lines", "x": [0, 1, 2, 3, 0, 1, 2, 3], "y": [1.0, 40.0, 38.0, 4.0, 1.0, 1.2, 1.3, 1.4],
              "series": ["outlier"] * 4 + ["other"] * 4, "x_title": "layer", "y_title": "|value|", "title": "By layer"}  # fmt: skip
-    points = {"kind": "scatter", "x": [0.1, 0.5, 0.9, 0.3], "y": [2.0, 11.0, 14.0, None], "x_title": "sink mass", "y_title": "logit spread", "title": "Heads"}  # fmt: skip
+    points = {"kind": "points", "x": [0.1, 0.5, 0.9, 0.3], "y": [2.0, 11.0, 14.0, None], "x_title": "sink mass", "y_title": "logit spread", "title": "Heads"}  # fmt: skip
     return [
         claim("2.2a", "supported", 0.94, 0.86, 0.98, figure=bars),
         claim("3.2a", "refuted", -0.31, -0.42, -0.2, statement="Large weights in the query and key projections start the chain.",

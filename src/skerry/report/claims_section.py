@@ -42,7 +42,16 @@ def claim_view(r: Row) -> dict[str, Any]:
     """A claim's texts as the page shows them."""
     verdict = f.tidy(str(r["verdict"]))
     seconds = r.get("seconds")
-    facts = [(name, f.tidy(str(r[key]))) for name, key in (("Source", "source"), ("Section of the review", "section"), ("Measured", "measured"), ("Rule", "rule")) if r.get(key)]
+    facts = [
+        (name, f.tidy(str(r[key])))
+        for name, key in (
+            ("Source", "source"),
+            ("Section of the review", "section"),
+            ("Measured", "measured"),
+            ("Rule", "rule"),
+        )
+        if r.get(key)
+    ]
     if seconds is not None:
         facts.append(("Time", f.seconds(seconds)))
     return {
@@ -54,6 +63,7 @@ def claim_view(r: Row) -> dict[str, Any]:
         "why": f.tidy(str(r.get("why") or "")),
         "effect_name": f.tidy(str(r.get("effect_name") or "effect")),
         "effect": f.number(r["effect"]) if r.get("effect") is not None else "",
+        "unit": f.tidy(str(r.get("unit") or "")),
         "interval": interval(r).strip(),
         "figure": Markup(figure(r.get("figure"))),
         "facts": facts,

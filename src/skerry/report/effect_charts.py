@@ -12,7 +12,12 @@ from .lifecycle import picture, wrap
 from .trace_data import Row, Trace, interval, known
 
 WIDTH = 400.0
-UNITS = {"loss": "nats per token", "kl": "nats per token", "distance": "distance of last hidden states", "sink mass": "share of attention"}
+UNITS = {
+    "loss": "nats per token",
+    "kl": "nats per token",
+    "distance": "distance of last hidden states",
+    "sink mass": "share of attention",
+}
 PATHS = ("birth", "super weight", "path", "start", "sink", "removal")
 
 
@@ -78,7 +83,8 @@ def forest(trace: Trace, outcome: str) -> str:
 
 def draw_forest(groups: Sequence[tuple[str, Sequence[Mark]]], outcome: str) -> str:
     """Marks by group on one axis; nothing without a number."""
-    values = [v for _, marks in groups for m in marks for v in (m.value, m.low, m.high, *m.controls) if known(v)]
+    every = [v for _, marks in groups for m in marks for v in (m.value, m.low, m.high, *m.controls)]
+    values = [v for v in every if v is not None and known(v)]
     if not values:
         return ""
     x, ticks = linear(values, 8, WIDTH - 8)
@@ -94,17 +100,35 @@ def draw_forest(groups: Sequence[tuple[str, Sequence[Mark]]], outcome: str) -> s
     y -= 8
     body.append(charts.line(8, y, WIDTH - 8, y, "g"))
     body += [charts.text(x(t), y + 14, f.short_value(t), anchor="middle") for t in ticks]
-    told = "; ".join(f"{m.label}: {f.number(m.value)}{interval(m.__dict__)}" for _, marks in groups for m in marks if m.value is not None)
-    return picture(body, width=WIDTH, height=y + 22, title=f"Change of {outcome} by intervention", description=told, cls="forest")
+    told = "; ".join(
+        f"{m.label}: {f.number(m.value)}{interval(m.__dict__)}"
+        for _, marks in groups
+        for m in marks
+        if m.value is not None
+    )
+    return picture(
+        body,
+        width=WIDTH,
+        height=y + 22,
+        title=f"Change of {outcome} by intervention",
+        description=told,
+        cls="forest",
+    )
 
 
 def role_forest(trace: Trace, outcome: str) -> str:
     """The arms of the whole model with their matched controls, on one axis."""
-    marks = []
-    for r in trace["roles"]:
-        if r["level"] == "model" and r["outcome"] == outcome and r["change"] is not None:
-            marks.append(Mark(f.tidy(r["arm"] or ""), r["change"], r["low"], r["high"], () if r["control"] is None else (r["control"],)))
+    rows = [r for r in trace["roles"] if r["level"] == "model" and r["outcome"] == outcome]
+    marks = [
+        Mark(f.tidy(r["arm"] or ""), r["change"], r["low"], r["high"], _known(r["control"]))
+        for r in rows
+        if r["change"] is not None
+    ]
     return draw_forest([("", marks)], outcome)
+
+
+def _known(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)
 
 
 def _unit(outcome: str) -> str:
@@ -125,7 +149,9 @@ def _draw_mark(mark: Mark, x: Callable[[float], float], y: float, body: list[str
     if mark.low is not None and mark.high is not None:
         body.append(charts.line(x(mark.low), at, x(mark.high), at, "whisker"))
     if mark.value is not None:
-        body.append(f'<rect class="o" x="{x(mark.value) - 3.5:.1f}" y="{at - 3.5:.1f}" width="7" height="7"/>')
+        body.append(
+            f'<rect class="o" x="{x(mark.value) - 3.5:.1f}" y="{at - 3.5:.1f}" width="7" height="7"/>'
+        )
     return y + 18
 
 
@@ -168,13 +194,22 @@ def dose_panel(trace: Trace, outcome: str) -> str:
     if len({r["dose"] for r in rows}) < 2:
         return ""
     height, left, bottom, top = 210.0, 52.0, 46.0, 26.0
-    grey = [r for r in trace.effects("dose", outcome, control=True) if r["outcome_layer"] == rows[0]["outcome_layer"] and r["dose"] is not None]
-    values = [v for r in rows for v in (r["change"], r["low"], r["high"]) if known(v)] + [r["change"] for r in grey]
+    grey = [
+        r
+        for r in trace.effects("dose", outcome, control=True)
+        if r["outcome_layer"] == rows[0]["outcome_layer"] and r["dose"] is not None
+    ]
+    values = [v for r in rows for v in (r["change"], r["low"], r["high"]) if known(v)] + [
+        r["change"] for r in grey
+    ]
     y, ticks = linear(values, height - bottom, top)
     x, _ = linear([r["dose"] for r in rows], left + 6, WIDTH - 14)
     body = [charts.text(0, 12, f"{outcome}{_place(rows[0])}", cls="ct")]
     for t in ticks:
-        body += [charts.line(left, y(t), WIDTH - 8, y(t), "g zero" if t == 0 else "g"), charts.text(left - 6, y(t) + 4, f.short_value(t), anchor="end")]
+        body += [
+            charts.line(left, y(t), WIDTH - 8, y(t), "g zero" if t == 0 else "g"),
+            charts.text(left - 6, y(t) + 4, f.short_value(t), anchor="end"),
+        ]
     body += [f'<circle class="u" cx="{x(r["dose"]):.1f}" cy="{y(r["change"]):.1f}" r="2.6"/>' for r in grey]
     path = " ".join(f"{x(r['dose']):.1f},{y(r['change']):.1f}" for r in rows)
     body.append(f'<polyline class="s a" points="{path}"/>')
@@ -183,9 +218,20 @@ def dose_panel(trace: Trace, outcome: str) -> str:
             body.append(charts.line(x(r["dose"]), y(r["low"]), x(r["dose"]), y(r["high"]), "whisker"))
         body.append(f'<circle class="m a" cx="{x(r["dose"]):.1f}" cy="{y(r["change"]):.1f}" r="3.4"/>')
         body.append(charts.text(x(r["dose"]), height - bottom + 15, f.number(r["dose"]), anchor="middle"))
-    body.append(charts.text((left + WIDTH) / 2, height - bottom + 31, "factor on the outlier", anchor="middle", cls="t l"))
+    body.append(
+        charts.text(
+            (left + WIDTH) / 2, height - bottom + 31, "factor on the outlier", anchor="middle", cls="t l"
+        )
+    )
     told = ", ".join(f"{f.number(r['dose'])}: {f.number(r['change'])}{interval(r)}" for r in rows)
-    return picture(body, width=WIDTH, height=height - 6, title=f"Change of {outcome} by dose", description=told, cls="dose")
+    return picture(
+        body,
+        width=WIDTH,
+        height=height - 6,
+        title=f"Change of {outcome} by dose",
+        description=told,
+        cls="dose",
+    )
 
 
 def _place(row: Row) -> str:

@@ -28,6 +28,8 @@ _LIGHT = {
     "blue": "#255b84",
     "accent": "#b84a12",
     "bar": "#9fb4bc",
+    "card": "#ffffff",
+    "shade": "#f1f4f2",
 }
 _DARK = {
     "bg": "#11171a",
@@ -37,7 +39,10 @@ _DARK = {
     "blue": "#76b7c9",
     "accent": "#f2965a",
     "bar": "#54666e",
+    "card": "#161d21",
+    "shade": "#151c1f",
 }
+PALETTES = {False: _LIGHT, True: _DARK}  # by `dark`
 _STYLE = """text{{font:11px "Liberation Sans",Arial,Helvetica,"DejaVu Sans",sans-serif;fill:{soft}}}.n,.r{{fill:{ink}}}.n{{paint-order:stroke;stroke:{bg};stroke-width:3px}}.f{{fill:{accent};font-weight:bold}}
 .h{{fill:{ink};font-size:15px;font-weight:bold}}.g{{stroke:{line}}}.d{{stroke:{soft};stroke-dasharray:5 4}}.s{{fill:none;stroke-width:1.8}}
 .s.a{{stroke:{accent}}}.s.b{{stroke:{blue}}}.s.c{{stroke:{soft}}}.m.a{{fill:{accent}}}.m.b{{fill:{blue}}}.m.c{{fill:{soft}}}.k{{fill:{bar};opacity:.7}}
@@ -72,18 +77,23 @@ def png(svg: str, *, scale: float | int = 2) -> bytes:
     return bytes(vl_convert.svg_to_png(svg, scale=scale))
 
 
-def standalone(svg: str, *, dark: bool = False) -> str:
-    """The chart with its own colours and a background, for a file outside the report."""
-    palette = _DARK if dark else _LIGHT
-    width, height = _size(svg)
+def standalone(svg: str, *, dark: bool = False, style: str = "") -> str:
+    """The chart with its own colours and a background, for a file outside the report; `style`: rules for further marks."""
+    palette = PALETTES[dark]
+    width, height = chart_size(svg)
     box = f'x="{-_MARGIN}" y="{-_MARGIN}" width="{width + 2 * _MARGIN:g}" height="{height + 2 * _MARGIN:g}"'
-    head = f'<style>{_STYLE.format(**palette)}</style><rect {box} fill="{palette["bg"]}"/>'
+    head = f'<style>{_STYLE.format(**palette)}{style}</style><rect {box} fill="{palette["bg"]}"/>'
     start = svg.index(">") + 1
     size = f'width="{width + 2 * _MARGIN:g}" height="{height + 2 * _MARGIN:g}" viewBox="{-_MARGIN} {-_MARGIN} {width + 2 * _MARGIN:g} {height + 2 * _MARGIN:g}"'
     return re.sub(r'viewBox="[^"]*"', size, svg[:start], count=1) + head + svg[start:]
 
 
-def _size(svg: str) -> tuple[float, float]:
+def chart_size(svg: str) -> tuple[float, float]:
+    """Width and height of a chart.
+
+    Raises:
+        ValueError: It has no view box.
+    """
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     if found is None:
         raise ValueError("the chart has no view box")
@@ -198,7 +208,7 @@ def overview(summary: Summary, drawn: dict[str, str]) -> str:
         placed = [k for k in row if k in drawn]
         if not placed:
             continue
-        sizes = [_size(drawn[k]) for k in placed]
+        sizes = [chart_size(drawn[k]) for k in placed]
         shrink = min(1.0, (sheet - 48 - 24 * (len(placed) - 1)) / sum(w for w, _ in sizes))
         x = 24.0
         for k, (w, h) in zip(placed, sizes, strict=True):

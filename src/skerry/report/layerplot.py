@@ -31,7 +31,10 @@ def points(trace: Trace, number: int) -> list[tuple[float, Row]]:
     rows = [
         (r["layer"] + _SHIFT[r["site"]], r)
         for r in trace["lifecycle"]
-        if r["carrier"] == number and known(r["value"]) and r["site"] in _SHIFT and (r["site"] != "resid.in" or r["layer"] == 0)
+        if r["carrier"] == number
+        and known(r["value"])
+        and r["site"] in _SHIFT
+        and (r["site"] != "resid.in" or r["layer"] == 0)
     ]
     return sorted(rows, key=lambda p: p[0])
 
@@ -87,21 +90,30 @@ def _ticks(low: float, high: float, unit: float) -> list[float]:
     return [-p for p in reversed(powers) if -p >= low] + [0.0] + [p for p in powers if p <= high]
 
 
-def _axes(course: Sequence[tuple[float, Row]], x: Callable[[float], float], ticks: Sequence[float], y: Callable[[float], float]) -> list[str]:
+def _axes(
+    course: Sequence[tuple[float, Row]],
+    x: Callable[[float], float],
+    ticks: Sequence[float],
+    y: Callable[[float], float],
+) -> list[str]:
     out = []
     for tick in ticks:
         out += [charts.line(_LEFT, y(tick), WIDTH - _RIGHT, y(tick), "g zero" if tick == 0 else "g")]
         out += [charts.text(_LEFT - 6, y(tick) + 3.5, f.short_value(tick), anchor="end")]
     layers = sorted({int(at) for at, r in course if r["site"] == "resid.out"})
     jump = max(1, math.ceil(len(layers) / 11))
-    out += [charts.text(x(n), HEIGHT - _BOTTOM + 15, str(n), anchor="middle") for n in layers if n % jump == 0]
+    out += [
+        charts.text(x(n), HEIGHT - _BOTTOM + 15, str(n), anchor="middle") for n in layers if n % jump == 0
+    ]
     if course[0][0] == -1 and jump == 1:
         out.append(charts.text(x(-1), HEIGHT - _BOTTOM + 15, "in", anchor="middle"))
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     return [*out, charts.text(middle, HEIGHT - _BOTTOM + 30, "end of block", anchor="middle", cls="t l")]
 
 
-def _band(course: Sequence[tuple[float, Row]], x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
+def _band(
+    course: Sequence[tuple[float, Row]], x: Callable[[float], float], y: Callable[[float], float]
+) -> list[str]:
     rows = [(x(at), y(r["low"]), y(r["high"])) for at, r in course if known(r["low"]) and known(r["high"])]
     if len(rows) < 2:
         return []
@@ -120,7 +132,8 @@ def _dot(x: float, y: float) -> str:
 def _events(trace: Trace, c: Row, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
     """Marks at birth, peak and exit, each with its name and block, on the far side of the line from zero."""
     shapes = {"birth": "M0,-5l5,9h-10z", "peak": "M-4,-4h8v8h-8z", "exit": "M0,5l5,-9h-10z"}
-    out, placed = [], []
+    out: list[str] = []
+    placed: list[tuple[float, float, float]] = []
     for name, shape in shapes.items():
         layer = c[f"{name}_layer"]
         row = trace.life(c["carrier"], layer, "resid.out") if layer is not None else None
@@ -155,7 +168,11 @@ def _legend(y: float) -> list[str]:
 
 def _told(course: Sequence[tuple[float, Row]]) -> str:
     shown = [r for _, r in course if r["site"] != "resid.mid"]
-    return "Mean value at its tokens: " + ", ".join(f"{r['layer']}.{r['site']} {f.number(r['value'])}" for r in shown) + "."
+    return (
+        "Mean value at its tokens: "
+        + ", ".join(f"{r['layer']}.{r['site']} {f.number(r['value'])}" for r in shown)
+        + "."
+    )
 
 
 def sheet(trace: Trace) -> str:
@@ -165,9 +182,20 @@ def sheet(trace: Trace) -> str:
         return ""
     columns = min(2, len(found))
     body = [
-        p.replace("<svg ", f'<svg x="{(i % columns) * (WIDTH + 30):g}" y="{i // columns * (HEIGHT + 24):g}" width="{WIDTH:g}" height="{HEIGHT:g}" ', 1)
+        p.replace(
+            "<svg ",
+            f'<svg x="{(i % columns) * (WIDTH + 30):g}" y="{i // columns * (HEIGHT + 24):g}" width="{WIDTH:g}" height="{HEIGHT:g}" ',
+            1,
+        )
         for i, p in enumerate(found)
     ]
     rows = -(-len(found) // columns)
     width, height = columns * (WIDTH + 30) - 30, rows * (HEIGHT + 24) - 24
-    return picture(body, width=width, height=height, title="Outliers by layer", description="One panel for each outlier.", cls="course")
+    return picture(
+        body,
+        width=width,
+        height=height,
+        title="Outliers by layer",
+        description="One panel for each outlier.",
+        cls="course",
+    )

@@ -42,10 +42,14 @@ def diagram(trace: Trace, number: int, *, narrow: bool = False) -> str:
     told = story(trace, number)
     axis = Axis.of(told)
     body, width, height = (_narrow if narrow else _wide)(told, axis)
-    return picture(body, width=width, height=height, title=told.title, description=description(told), cls="life")
+    return picture(
+        body, width=width, height=height, title=told.title, description=description(told), cls="life"
+    )
 
 
-def picture(body: Sequence[str], *, width: float, height: float, title: str, description: str, cls: str) -> str:
+def picture(
+    body: Sequence[str], *, width: float, height: float, title: str, description: str, cls: str
+) -> str:
     """An SVG element of a class of its own."""
     drawn = charts.svg(body, width=width, height=math.ceil(height), title=title, description=description)
     return drawn.replace('class="chart"', f'class="chart {cls}"', 1)
@@ -87,7 +91,9 @@ class Axis:
             return min(1.0, max(0.0, abs(bar.value)))
         if abs(bar.value) <= self.low:
             return 0.0
-        return (math.log10(abs(bar.value)) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
+        return (math.log10(abs(bar.value)) - math.log10(self.low)) / (
+            math.log10(self.high) - math.log10(self.low)
+        )
 
 
 def lines(card: Card, width: float) -> list[str]:
@@ -109,7 +115,9 @@ def wrap(words: str, letters: float) -> list[str]:
 
 def card_height(card: Card, width: float) -> float:
     """What a card needs."""
-    height = 2 * _PAD + 13 + len(wrap(card.subtitle, (width - 2 * _PAD) / _LETTER)) * _LINE * bool(card.subtitle)
+    height = (
+        2 * _PAD + 13 + len(wrap(card.subtitle, (width - 2 * _PAD) / _LETTER)) * _LINE * bool(card.subtitle)
+    )
     height += len(card.bars) * (_BAR + 5) + (6 if card.bars else 0) + (30 if card.big else 0)
     height += len(card.shares) * 21 + (6 if card.shares else 0)
     return height + len(lines(card, width)) * _LINE + (4 if card.notes else 0)
@@ -119,7 +127,9 @@ def draw_card(box: Box, axis: Axis) -> list[str]:
     """A card with everything in it."""
     card, left, y = box.card, box.x + _PAD, box.y + _PAD + 10
     inner = box.width - 2 * _PAD
-    out = [f'<rect class="card" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6"/>']
+    out = [
+        f'<rect class="card" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6"/>'
+    ]
     out.append(charts.text(left, y, wrap(card.title, inner / 6.6)[0], cls="ct"))
     if card.subtitle:
         for part in wrap(card.subtitle, inner / _LETTER):
@@ -149,7 +159,11 @@ def draw_card(box: Box, axis: Axis) -> list[str]:
 def _draw_bar(bar: Bar, x: float, y: float, room: float, axis: Axis) -> list[str]:
     kind = "o" if bar.is_outlier else "u"
     length = max(1.5, axis.length(bar) * room)
-    track = f'<rect class="track" x="{x:.1f}" y="{y:.1f}" width="{room:.1f}" height="{_BAR:g}"/>' if bar.scale != "size" else ""
+    track = (
+        f'<rect class="track" x="{x:.1f}" y="{y:.1f}" width="{room:.1f}" height="{_BAR:g}"/>'
+        if bar.scale != "size"
+        else ""
+    )
     mark = f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{length:.1f}" height="{_BAR:g}"/>'
     return [track, mark, charts.text(x + room + _ROOM, y + _BAR - 2, bar.text, cls=f"v {kind}", anchor="end")]
 
@@ -167,7 +181,9 @@ def _draw_share(name: str, share: float, x: float, y: float, room: float) -> lis
     ]
 
 
-def arrow(points: Sequence[tuple[float, float]], label: str = "", *, at: tuple[float, float] | None = None) -> list[str]:
+def arrow(
+    points: Sequence[tuple[float, float]], label: str = "", *, at: tuple[float, float] | None = None
+) -> list[str]:
     """A line along points with a head at its end, and a label."""
     (x0, y0), (x1, y1) = points[-2], points[-1]
     turn = math.degrees(math.atan2(y1 - y0, x1 - x0))
@@ -183,9 +199,15 @@ def arrow(points: Sequence[tuple[float, float]], label: str = "", *, at: tuple[f
 
 def _key(axis: Axis, x: float, y: float, width: float) -> tuple[list[str], float]:
     """What the bars mean, and the height that it took."""
-    out = [f'<rect class="o" x="{x:g}" y="{y - 9:g}" width="18" height="10"/>', charts.text(x + 24, y, "upper bar: at the tokens that carry the outlier")]
+    out = [
+        f'<rect class="o" x="{x:g}" y="{y - 9:g}" width="18" height="10"/>',
+        charts.text(x + 24, y, "upper bar: at the tokens that carry the outlier"),
+    ]
     second = (x + 290, y) if width > 600 else (x, y + 17)
-    out += [f'<rect class="u" x="{second[0]:g}" y="{second[1] - 9:g}" width="18" height="10"/>', charts.text(second[0] + 24, second[1], "lower bar: at other tokens (mean size)")]
+    out += [
+        f'<rect class="u" x="{second[0]:g}" y="{second[1] - 9:g}" width="18" height="10"/>',
+        charts.text(second[0] + 24, second[1], "lower bar: at other tokens (mean size)"),
+    ]
     scale = f"bar length: |value|, logarithmic, {f.number(axis.low)} to {f.number(axis.high)}"
     third = (x + 560, y) if width > 600 else (x, second[1] + 17)
     out.append(charts.text(third[0], third[1], scale))
@@ -214,7 +236,9 @@ def _wide(told: Story, axis: Axis) -> tuple[list[str], float, float]:
             y += placed[-1].height + 14
         boxes.append(placed)
     bottom = top + 36 + tall + margin
-    panel = f'<rect class="panelbox" x="0" y="{top:.1f}" width="{WIDE:g}" height="{bottom - top:.1f}" rx="10"/>'
+    panel = (
+        f'<rect class="panelbox" x="0" y="{top:.1f}" width="{WIDE:g}" height="{bottom - top:.1f}" rx="10"/>'
+    )
     drawn = [d for i in range(1, columns) for d in _between(boxes[i - 1], boxes[i], told.labels[i - 1], gap)]
     drawn += [d for column in boxes for box in column for d in draw_card(box, axis)]
     if not told.after:
@@ -231,7 +255,11 @@ def _between(left: list[Box], right: list[Box], label: str, gap: float) -> list[
             x0, x1 = a.x + a.width, b.x
             middle = (x0 + x1) / 2
             bent = abs(a.middle - b.middle) > 1
-            points = [(x0, a.middle), (middle, a.middle), (middle, b.middle), (x1, b.middle)] if bent else [(x0, a.middle), (x1, b.middle)]
+            points = (
+                [(x0, a.middle), (middle, a.middle), (middle, b.middle), (x1, b.middle)]
+                if bent
+                else [(x0, a.middle), (x1, b.middle)]
+            )
             out += arrow(points)
     if label:
         # Behind a join of several the sign stands on the last piece, where only one line runs.
@@ -250,17 +278,23 @@ def _wide_after(told: Story, axis: Axis, source: Box, bottom: float) -> tuple[li
     heading = margin if start > 300 else start + 14
     body = [charts.text(heading, top + 22, told.after_title, cls="ph")]
     heights = [card_height(c, width) for c in told.after]
-    boxes = [Box(c, margin + i * (width + gap), trunk + 40, width, max(heights)) for i, c in enumerate(told.after)]
+    boxes = [
+        Box(c, margin + i * (width + gap), trunk + 40, width, max(heights)) for i, c in enumerate(told.after)
+    ]
     end = trunk + 40 + max(heights) + margin
     panel = f'<rect class="panelbox" x="0" y="{top:.1f}" width="{WIDE:g}" height="{end - top:.1f}" rx="10"/>'
     first, last = boxes[0].x + boxes[0].width / 2, boxes[-1].x + boxes[-1].width / 2
-    body.append(f'<path class="flow stream" d="M{start:.1f},{source.y + source.height:.1f}V{trunk:.1f}M{min(first, start):.1f},{trunk:.1f}H{max(last, start):.1f}"/>')
+    body.append(
+        f'<path class="flow stream" d="M{start:.1f},{source.y + source.height:.1f}V{trunk:.1f}M{min(first, start):.1f},{trunk:.1f}H{max(last, start):.1f}"/>'
+    )
     for box, label in zip(boxes, told.after_labels, strict=True):
         x = box.x + box.width / 2
         body += arrow([(x, trunk), (x, box.y)])
         if label:
             body.append(charts.text(x + 8, trunk + 23, label, cls="lab"))
-    body.append(charts.text(first + 8, trunk + 23, "residual stream", cls="lab") if not told.after_labels[0] else "")
+    body.append(
+        charts.text(first + 8, trunk + 23, "residual stream", cls="lab") if not told.after_labels[0] else ""
+    )
     return [panel, *body, *(d for box in boxes for d in draw_card(box, axis))], end + 2
 
 
@@ -271,7 +305,16 @@ def _narrow(told: Story, axis: Axis) -> tuple[list[str], float, float]:
     y, last = _stack(told.birth, told.birth_title, ["", *told.labels], axis, y, None, body)
     if told.after:
         rows = [[c] for c in told.after]
-        y, last = _stack(rows, told.after_title, [label or "residual stream" for label in told.after_labels], axis, y + 16, last, body, branch=True)
+        y, last = _stack(
+            rows,
+            told.after_title,
+            [label or "residual stream" for label in told.after_labels],
+            axis,
+            y + 16,
+            last,
+            body,
+            branch=True,
+        )
     return body, NARROW, y - 14
 
 
@@ -291,7 +334,9 @@ def _stack(
             boxes = [Box(b.card, b.x, b.y + 9, b.width, b.height) for b in boxes]
             body += arrow([(8, y - 12 if i else y - 4), (8, boxes[0].middle), (indent, boxes[0].middle)])
             if i:
-                body.append(f'<path class="flow" d="M8,{above[0].middle if above else y:.1f}V{boxes[0].middle:.1f}"/>')
+                body.append(
+                    f'<path class="flow" d="M8,{above[0].middle if above else y:.1f}V{boxes[0].middle:.1f}"/>'
+                )
             y += 9
         elif above and i:
             body += [d for a in above for b in boxes for d in _down(a, b)]
@@ -306,7 +351,9 @@ def _down(a: Box, b: Box) -> list[str]:
     x0, x1 = a.x + a.width / 2, b.x + b.width / 2
     y0, y1 = a.y + a.height, b.y
     middle = (y0 + y1) / 2
-    return arrow([(x0, y0), (x1, y1)] if abs(x0 - x1) < 1 else [(x0, y0), (x0, middle), (x1, middle), (x1, y1)])
+    return arrow(
+        [(x0, y0), (x1, y1)] if abs(x0 - x1) < 1 else [(x0, y0), (x0, middle), (x1, middle), (x1, y1)]
+    )
 
 
 def figure(trace: Trace, number: int) -> str:

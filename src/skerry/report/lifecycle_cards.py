@@ -13,6 +13,7 @@ from . import formatting as f
 from .trace_data import Row, Trace, known, part_name
 
 Scale = Literal["size", "share", "ratio"]
+MASSIVE = "massive activation"
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,15 @@ def feed_forward(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
             columns.append(found)
 
     add([factor_card(factors, "norm", "mlp.in", "size of what the block reads")], "")
-    inner = [factor_card(factors, "gate", "gate", f"neuron {neuron}", then="act(gate)"), factor_card(factors, "up", "up", f"neuron {neuron}")]
+    inner = [
+        factor_card(factors, "gate", "gate", f"neuron {neuron}", then="act(gate)"),
+        factor_card(factors, "up", "up", f"neuron {neuron}"),
+    ]
     add(inner, "")
-    add([factor_card(factors, "product", "mlp.down.in", f"neuron {neuron}")], "×" if factors.get("gate") else "")
+    add(
+        [factor_card(factors, "product", "mlp.down.in", f"neuron {neuron}")],
+        "×" if factors.get("gate") else "",
+    )
     add([weight_card(trace, c)], "")
     neurons = [r for r in trace.growth(number, "birth", "neuron") if r["index"] == neuron]
     if columns:
@@ -154,7 +161,9 @@ def signed_percent(share: float) -> str:
     return f"−{f.percent(-share)}" if share < 0 else f.percent(share)
 
 
-def factor_card(factors: dict[str, Row], name: str, title: str, subtitle: str, *, then: str = "") -> Card | None:
+def factor_card(
+    factors: dict[str, Row], name: str, title: str, subtitle: str, *, then: str = ""
+) -> Card | None:
     """A factor at the outlier's tokens against others, with its alignment and its share of the growth; None when unknown."""
     row = factors.get(name)
     if row is None or row["value"] is None:
@@ -162,7 +171,11 @@ def factor_card(factors: dict[str, Row], name: str, title: str, subtitle: str, *
     notes = []
     acted = factors.get(then)
     if row["alignment"] is not None:
-        other = f", others {f.number(row['alignment_other'], digits=2)}" if row["alignment_other"] is not None else ""
+        other = (
+            f", others {f.number(row['alignment_other'], digits=2)}"
+            if row["alignment_other"] is not None
+            else ""
+        )
         notes.append(f"cosine with its weights {f.number(row['alignment'], digits=2)}{other}")
     if acted is not None and acted["value"] is not None:
         other = f", others {f.number(acted['other'])}" if acted["other"] is not None else ""
@@ -192,7 +205,12 @@ def weight_card(trace: Trace, c: Row) -> Card | None:
     last = rows[-1]
     if len(rows) > 1 and last["cumulative"] is not None:
         notes.append(f"{len(rows)} entries together {f.percent(last['cumulative'])}")
-    return Card(f"w.down{expert}", f"[{first['row']}, {first['column']}]", big=f"× {f.number(first['value'])}", notes=tuple(notes))
+    return Card(
+        f"w.down{expert}",
+        f"[{first['row']}, {first['column']}]",
+        big=f"× {f.number(first['value'])}",
+        notes=tuple(notes),
+    )
 
 
 def head_card(trace: Trace, c: Row) -> Card | None:
@@ -226,7 +244,11 @@ def residual_card(trace: Trace, c: Row) -> Card:
 
 def follow(trace: Trace, c: Row) -> tuple[list[Card], list[str]]:
     """Plateau, keys, values and exit, those that were measured, and what is written on their arrows."""
-    found = [(plateau_card(trace, c), ""), keys_card(trace, c), values_card(trace, c), exit_card(trace, c)]
+    found = [(plateau_card(trace, c), "")]
+    # The spread is measured at the tokens of massive activations; where there are such, it says nothing of other outliers.
+    if c["kind"] == MASSIVE or all(x["kind"] != MASSIVE for x in trace.carriers):
+        found += [keys_card(trace, c), values_card(trace, c)]
+    found.append(exit_card(trace, c))
     kept = [(card, label) for card, label in found if card is not None]
     return [card for card, _ in kept], [label for _, label in kept]
 
@@ -241,7 +263,12 @@ def plateau_card(trace: Trace, c: Row) -> Card | None:
     notes = [f"{f.ratio(c['ratio'])} × the median |x|"] if known(c["ratio"]) else []
     if row is not None and known(row["norm"]) and known(row["norm_other"]):
         notes.append(f"norm of the token {f.number(row['norm'])}, others {f.number(row['norm_other'])}")
-    return Card(f"{layer}.resid.out", "where it is largest", pair(value, row["other"] if row is not None else None), notes=tuple(notes))
+    return Card(
+        f"{layer}.resid.out",
+        "where it is largest",
+        pair(value, row["other"] if row is not None else None),
+        notes=tuple(notes),
+    )
 
 
 def _alive(trace: Trace, c: Row, measure: str) -> list[Row]:
@@ -263,9 +290,10 @@ def _range(rows: Sequence[Row], show: object) -> list[str]:
     return [f"{text[0]} to {text[1]} over the blocks"] if text[0] != text[1] else []
 
 
-def proof(trace: Trace, outcome: str) -> list[str]:
-    """What became of an outcome when the birth was changed most: one line, or none."""
-    rows = trace.effects("birth", outcome)
+def proof(trace: Trace, c: Row, outcome: str) -> list[str]:
+    """What became of an outcome when the birth was changed most: one line, or none. Told of the most extreme birth alone."""
+    first = trace.carriers[0]["birth_layer"] if trace.carriers else None
+    rows = trace.effects("birth", outcome) if c["birth_layer"] == first else []
     if not rows:
         return []
     r = max(rows, key=lambda r: abs(r["change"]))
@@ -282,11 +310,19 @@ def keys_card(trace: Trace, c: Row) -> tuple[Card | None, str]:
     if not rows:
         return None, ""
     r = max(rows, key=lambda r: r["value"])
-    logit = next((x for x in _alive(trace, c, "logit share") if (x["layer"], x["head"]) == (r["layer"], r["head"])), None)
+    logit = next(
+        (x for x in _alive(trace, c, "logit share") if (x["layer"], x["head"]) == (r["layer"], r["head"])),
+        None,
+    )
     notes = _range(rows, "share")
     if logit is not None:
         notes.append(f"explains {signed_percent(logit['value'])} of the logit")
-    card = Card("keys: attention", _place(r), pair(r["value"], r["other"], "share"), notes=(*notes, *proof(trace, "sink mass")))
+    card = Card(
+        "keys: attention",
+        f"{_place(r)}; lower bar: equal attention",
+        pair(r["value"], r["other"], "share"),
+        notes=(*notes, *proof(trace, c, "sink mass")),
+    )
     return card, "keys"
 
 
@@ -297,7 +333,7 @@ def values_card(trace: Trace, c: Row) -> tuple[Card | None, str]:
         return None, ""
     r = min(rows, key=lambda r: r["value"])
     bars = (Bar(r["value"], True, "ratio"), Bar(1.0 if r["other"] is None else r["other"], False, "ratio"))
-    notes = (*_range(rows, "number"), *proof(trace, "value norm ratio"))
+    notes = (*_range(rows, "number"), *proof(trace, c, "value norm ratio"))
     return Card("values: norm", f"{_place(r)}, others = 1", bars, notes=notes), "values"
 
 

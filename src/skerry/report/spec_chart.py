@@ -1,6 +1,6 @@
 """The figure of a claim from its specification: `kind`, `x`, `y`, and perhaps `low`, `high`, `series`, titles.
 
-Kinds are bar, line and scatter (points, intervals); another kind is drawn as points. A point without a number is left out and counted.
+Kinds are bars, lines, points and intervals; another kind is drawn as points. A point without a number is left out and counted.
 Names (channels, sites, tokens) on the horizontal axis become rows, so that they can be read.
 """
 
@@ -60,17 +60,24 @@ def figure(spec: Mapping[str, Any] | None) -> str:
         return ""
     lost = len(list(spec.get("y") or [])) - len(found)
     numeric = all(isinstance(p.x, int | float) and not isinstance(p.x, bool) and known(p.x) for p in found)
-    draw = _numeric if numeric and spec.get("kind") != "bar" else _named
+    draw = _numeric if numeric and not _is(spec, "bar") else _named
     body, height = draw(spec, found)
     if lost > 0:
         height += 16
         body.append(charts.text(0, height - 4, f"{f.count(lost, 'point')} without a number left out"))
-    told = "; ".join(f"{f.tidy(str(p.x))}{f' ({f.tidy(p.series)})' if p.series else ''}: {f.number(p.y)}" for p in found[:40])
+    told = "; ".join(
+        f"{f.tidy(str(p.x))}{f' ({f.tidy(p.series)})' if p.series else ''}: {f.number(p.y)}"
+        for p in found[:40]
+    )
     return picture(body, width=WIDTH, height=height, title=_title(spec), description=told, cls="spec")
 
 
 def _title(spec: Mapping[str, Any]) -> str:
     return f.tidy(str(spec.get("title") or ""))
+
+
+def _is(spec: Mapping[str, Any], kind: str) -> bool:
+    return str(spec.get("kind") or "").startswith(kind)
 
 
 def _text(spec: Mapping[str, Any], key: str) -> str:
@@ -117,20 +124,26 @@ def _named(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], floa
     for p in shown:
         series = names.index(p.series)
         if p.x != before:
-            body.append(charts.text(label, y + 12, f.visible(str(p.x), limit=int(label / 6)), cls="n", anchor="end"))
+            body.append(
+                charts.text(label, y + 12, f.visible(str(p.x), limit=int(label / 6)), cls="n", anchor="end")
+            )
         before = p.x
-        if spec.get("kind") == "bar":
+        if _is(spec, "bar"):
             a, b = sorted((x(0), x(p.y)))
-            body.append(f'<rect class="m {_MARKS[series % 3]} soft" x="{a:.1f}" y="{y + 2:.1f}" width="{max(1.0, b - a):.1f}" height="12"/>')
+            body.append(
+                f'<rect class="m {_MARKS[series % 3]} soft" x="{a:.1f}" y="{y + 2:.1f}" width="{max(1.0, b - a):.1f}" height="12"/>'
+            )
         if p.low is not None and p.high is not None:
             body.append(charts.line(x(p.low), y + 8, x(p.high), y + 8, "whisker"))
-        if spec.get("kind") != "bar":
+        if not _is(spec, "bar"):
             body.append(_dot(x(p.y), y + 8, series))
         body.append(charts.text(WIDTH, y + 12, f.number(p.y), cls="v", anchor="end"))
         y += 19
     body.append(charts.line(x(0), top, x(0), y, "g zero"))
     body += [charts.text(x(t), y + 13, f.short_value(t), anchor="middle") for t in ticks]
-    body.append(charts.text((label + WIDTH - 50) / 2, y + 29, _text(spec, "y_title"), anchor="middle", cls="t l"))
+    body.append(
+        charts.text((label + WIDTH - 50) / 2, y + 29, _text(spec, "y_title"), anchor="middle", cls="t l")
+    )
     if len(found) > MOST_ROWS:
         y += 15
         body.append(charts.text(0, y + 29, f"{len(found) - MOST_ROWS} more rows not shown"))
@@ -147,20 +160,37 @@ def _numeric(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], fl
     x, across = _across([float(p.x) for p in found], left + 8, WIDTH - 12)
     body.append(charts.text(0, top - 5, _text(spec, "y_title"), cls="t l") if spec.get("y_title") else "")
     for t in ticks:
-        body += [charts.line(left, y(t), WIDTH - 4, y(t), "g zero" if t == 0 else "g"), charts.text(left - 6, y(t) + 4, f.short_value(t), anchor="end")]
+        body += [
+            charts.line(left, y(t), WIDTH - 4, y(t), "g zero" if t == 0 else "g"),
+            charts.text(left - 6, y(t) + 4, f.short_value(t), anchor="end"),
+        ]
     body += [charts.text(x(t), height - bottom + 15, f.short_value(t), anchor="middle") for t in across]
-    body.append(charts.text((left + WIDTH) / 2, height - bottom + 31, _text(spec, "x_title"), anchor="middle", cls="t l"))
+    body.append(
+        charts.text(
+            (left + WIDTH) / 2, height - bottom + 31, _text(spec, "x_title"), anchor="middle", cls="t l"
+        )
+    )
     for i, name in enumerate(_names(found)):
         mine = [p for p in found if p.series == name]
-        body += [charts.line(x(p.x), y(p.low), x(p.x), y(p.high), "whisker") for p in mine if p.low is not None and p.high is not None]
-        if spec.get("kind") == "line":
+        body += [
+            charts.line(x(p.x), y(p.low), x(p.x), y(p.high), "whisker")
+            for p in mine
+            if p.low is not None and p.high is not None
+        ]
+        if _is(spec, "line"):
             path = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in sorted(mine, key=lambda p: p.x))
             body.append(f'<polyline class="s {_MARKS[i % 3]}" points="{path}"/>')
-        body += [_dot(x(p.x), y(p.y), i) for p in mine] if len(mine) <= 400 else [_dot(x(p.x), y(p.y), i) for p in mine[:: math.ceil(len(mine) / 400)]]
+        body += (
+            [_dot(x(p.x), y(p.y), i) for p in mine]
+            if len(mine) <= 400
+            else [_dot(x(p.x), y(p.y), i) for p in mine[:: math.ceil(len(mine) / 400)]]
+        )
     return body, height - 6
 
 
-def _across(values: Sequence[float], start: float, end: float) -> tuple[Callable[[float], float], list[float]]:
+def _across(
+    values: Sequence[float], start: float, end: float
+) -> tuple[Callable[[float], float], list[float]]:
     low, high = min(values), max(values)
     if low == high:
         return (lambda v: (start + end) / 2), [low]

@@ -30,6 +30,8 @@ PART_NAMES = {
     "norm gain": "the norm's gain",
     "norm bias": "the norm's bias",
     "centre": "the norm's centring",
+    "bias": "the bias",
+    "rest": "the rest of the list",
 }
 
 
@@ -227,7 +229,10 @@ def from_run(run: Run) -> Trace:
     """A trace from a run's tables, the notes of its stages and `claims.json`, as far as they are there."""
     tables = {name: run.table(name) for name in run.table_names if name in CAUSE_TABLES}
     return from_tables(
-        tables, claims=read_claims(run), notes=trace_notes(run), model=f.tidy(str(run.record.request.get("model", "")))
+        tables,
+        claims=read_claims(run),
+        notes=trace_notes(run),
+        model=f.tidy(str(run.record.request.get("model", ""))),
     )
 
 

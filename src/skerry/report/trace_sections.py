@@ -16,7 +16,7 @@ from markupsafe import Markup
 from . import formatting as f
 from . import heat, layerplot, lifecycle
 from .effect_charts import controls, dose_panels, forest, role_forest, strongest
-from .lifecycle_cards import signed_percent
+from .lifecycle_cards import signed_percent, story
 from .trace_data import Row, Trace, interval, part_name
 from .trace_words import effect_words, origin_paragraphs, role_words
 
@@ -68,7 +68,7 @@ def origin(trace: Trace) -> dict[str, Any] | None:
 
 def _diagram(trace: Trace, number: int) -> dict[str, Any]:
     return {
-        "title": lifecycle.story(trace, number).title,
+        "title": story(trace, number).title,
         "figure": Markup(lifecycle.figure(trace, number)),
         "caption": Markup(lifecycle.caption(trace, number)),
     }
@@ -80,7 +80,13 @@ def carrier_row(trace: Trace, c: Row) -> list[str]:
     leaving = "stays" if c["exit_layer"] is None else str(c["exit_layer"])
     tokens = f.listing(trace.tokens(c["carrier"]), limit=3) or "–"
     cells = [str(c["channel"]), f.tidy(c["kind"] or "–"), tokens, birth, f.number(c["peak_layer"]), leaving]
-    return [*cells, f.number(c["peak"]), f.ratio(c["ratio"]), f.percent(c["recurrence"]), f.percent(c["cancellation"])]
+    return [
+        *cells,
+        f.number(c["peak"]),
+        f.ratio(c["ratio"]),
+        f.percent(c["recurrence"]),
+        f.percent(c["cancellation"]),
+    ]
 
 
 def growth_rows(trace: Trace, numbers: Sequence[int]) -> list[list[str]]:
@@ -99,13 +105,22 @@ def _growth_row(c: Row, event: str, r: Row) -> list[str]:
     number = r["index"] if r["index"] is not None else r["expert"] if r["level"] == "expert" else None
     name = part_name(r["part"]) if number is None else f"{r['level']} {number}{expert}"
     place = f"{event}, block {r['layer']}"
-    return [str(c["channel"]), place, name, f.number(r["value"]), signed_percent(r["share"]), _bounds(r, share=True)]
+    return [
+        str(c["channel"]),
+        place,
+        name,
+        f.number(r["value"]),
+        signed_percent(r["share"]),
+        _bounds(r, share=True),
+    ]
 
 
 def _bounds(row: Row, *, share: bool = False) -> str:
     if row["low"] is None or row["high"] is None:
         return "–"
-    return f"{signed_percent(row['low'])} to {signed_percent(row['high'])}" if share else interval(row).strip()
+    return (
+        f"{signed_percent(row['low'])} to {signed_percent(row['high'])}" if share else interval(row).strip()
+    )
 
 
 def weight_rows(trace: Trace) -> list[list[str]]:
@@ -115,14 +130,26 @@ def weight_rows(trace: Trace) -> list[list[str]]:
         for w in trace.weights(c["carrier"])[:8]:
             expert = f"[{w['expert']}]" if w["expert"] is not None else ""
             share = "–" if w["share"] is None else signed_percent(w["share"])
-            out.append([f"w.down{expert}[{w['row']}, {w['column']}]", f.number(w["layer"]), f.number(w["value"]), share, f.percent(w["cumulative"])])
+            out.append(
+                [
+                    f"w.down{expert}[{w['row']}, {w['column']}]",
+                    f.number(w["layer"]),
+                    f.number(w["value"]),
+                    share,
+                    f.percent(w["cumulative"]),
+                ]
+            )
     return out[:_GROWTH]
 
 
 def course_rows(trace: Trace) -> list[list[str]]:
     """The table behind the layer plot."""
     return [
-        [str(c["channel"]), f"{r['layer']}.{r['site']}", *(f.number(r[k]) for k in ("value", "low", "high", "other"))]
+        [
+            str(c["channel"]),
+            f"{r['layer']}.{r['site']}",
+            *(f.number(r[k]) for k in ("value", "low", "high", "other")),
+        ]
         for c in trace.carriers[: layerplot.MOST]
         for _, r in layerplot.points(trace, c["carrier"])
     ]
@@ -150,12 +177,26 @@ def effects(trace: Trace) -> dict[str, Any] | None:
 
 def effect_row(trace: Trace, r: Row) -> list[str]:
     """One intervention and one outcome."""
-    place = f"{r['layer']}.{r['site']}" if r["layer"] is not None and r["site"] else f.tidy(r["site"] or "many blocks")
+    place = (
+        f"{r['layer']}.{r['site']}"
+        if r["layer"] is not None and r["site"]
+        else f.tidy(r["site"] or "many blocks")
+    )
     outcome = r["outcome"] + ("" if r["outcome_layer"] is None else f", block {r['outcome_layer']}")
     grey = [c["change"] for c in controls(trace, r)]
     null = "–" if not grey else f"{f.number(min(grey))} to {f.number(max(grey))}"
     change = f"{f.number(r['change'])}{interval(r)}"
-    return [f.tidy(r["group"] or "–"), f.tidy(r["arm"] or "–"), place, outcome, f.number(r["clean"]), f.number(r["value"]), change, null, f.p_value(r["p_value"])]
+    return [
+        f.tidy(r["group"] or "–"),
+        f.tidy(r["arm"] or "–"),
+        place,
+        outcome,
+        f.number(r["clean"]),
+        f.number(r["value"]),
+        change,
+        null,
+        f.p_value(r["p_value"]),
+    ]
 
 
 def spread_rows(trace: Trace) -> list[list[str]]:
@@ -167,7 +208,16 @@ def spread_rows(trace: Trace) -> list[list[str]]:
             continue
         top, low = max(rows, key=lambda r: r["value"]), min(rows, key=lambda r: r["value"])
         place = f"block {top['layer']}" + (f", head {top['head']}" if top["head"] is not None else "")
-        out.append([f.tidy(measure), place, f.number(top["value"]), f.number(top["other"]), _bounds(top), f"{f.number(low['value'])} (block {low['layer']})"])
+        out.append(
+            [
+                f.tidy(measure),
+                place,
+                f.number(top["value"]),
+                f.number(top["other"]),
+                _bounds(top),
+                f"{f.number(low['value'])} (block {low['layer']})",
+            ]
+        )
     return out
 
 
@@ -176,18 +226,24 @@ def roles(trace: Trace) -> dict[str, Any] | None:
     if "role_verdicts" not in trace.rows:
         return None
     columns, grid = verdict_grid(trace)
-    outcome = next((r["outcome"] for r in trace["roles"] if r["level"] == "model"), None)
+    # The outcome that decided; where there is no verdict, the first that was measured.
+    deciding = [r["outcome"] for t in ("role_verdicts", "roles") for r in trace[t] if r["level"] == "model"]
+    outcome = next((o for o in deciding if o is not None), None)
     used = {c["letter"] for _, cells in grid for c in cells if c is not None}
     return {
         "words": role_words(trace),
         "forest": Markup(role_forest(trace, outcome)) if outcome is not None else "",
         "model": arm_rows(trace, outcome),
-        "model_caption": f"Whole model, change of the {outcome or 'outcome'}. Each arm keeps of the sinks only what its hypothesis calls for: a small change means that this is enough.",
+        "model_caption": f"Whole model, change of the {outcome or 'outcome'}. Each arm leaves of the sinks only what its hypothesis calls for (both frozen: a constant; neither: nothing): a small change means that this is enough.",
         "grid": grid,
         "columns": columns,
         "key": ", ".join(f"{letter} {name}" for name, letter in LETTERS.items() if letter in used) + ".",
         "heads": head_rows(trace),
-        "measures": [[f.tidy(r["measure"]), f.number(r["value"]), _bounds(r)] for r in trace["role_measures"] if r["layer"] is None and r["value"] is not None],
+        "measures": [
+            [f.tidy(r["measure"]), f.number(r["value"]), _bounds(r)]
+            for r in trace["role_measures"]
+            if r["layer"] is None and r["value"] is not None
+        ],
     }
 
 
@@ -205,14 +261,24 @@ def arm_rows(trace: Trace, outcome: str | None) -> list[list[str]]:
 
 def verdict_grid(trace: Trace) -> tuple[list[int], list[tuple[int, list[dict[str, Any] | None]]]]:
     """Layer x head: the letter of a head's verdict, on the step of its strength."""
-    rows = [r for r in trace["role_verdicts"] if r["level"] == "head" and r["verdict"] and r["layer"] is not None and r["head"] is not None]
+    rows = [
+        r
+        for r in trace["role_verdicts"]
+        if r["level"] == "head" and r["verdict"] and r["layer"] is not None and r["head"] is not None
+    ]
     cells = {(r["layer"], r["head"]): _cell(r) for r in rows}
     columns = sorted({head for _, head in cells})
-    return columns, [(layer, [cells.get((layer, head)) for head in columns]) for layer in sorted({k[0] for k in cells})]
+    return columns, [
+        (layer, [cells.get((layer, head)) for head in columns]) for layer in sorted({k[0] for k in cells})
+    ]
 
 
 def _cell(r: Row) -> dict[str, Any]:
-    strength = f", strength {f.number(r['strength'], digits=2)}{interval(r, digits=2)}" if r["strength"] is not None else ""
+    strength = (
+        f", strength {f.number(r['strength'], digits=2)}{interval(r, digits=2)}"
+        if r["strength"] is not None
+        else ""
+    )
     tip = f"layer {r['layer']}, head {r['head']}: {f.tidy(r['verdict'])}{strength}"
     return {"letter": LETTERS.get(r["verdict"], "?"), "step": heat.share_step(r["strength"]), "tip": tip}
 
@@ -227,5 +293,15 @@ def head_rows(trace: Trace) -> list[list[str]]:
     for r in sorted(rows, key=lambda r: -(r["strength"] if r["strength"] is not None else -1))[:_HEADS]:
         place = r["layer"], r["head"]
         mass, norm = (measured.get((*place, m)) for m in ("sink mass", "value norm ratio"))
-        out.append([f"{place[0]}.{place[1]}", f.tidy(r["verdict"]), f.tidy(r["why"] or "–"), f.number(r["strength"], digits=2), _bounds(r), f.percent(mass), f.number(norm, digits=2)])
+        out.append(
+            [
+                f"{place[0]}.{place[1]}",
+                f.tidy(r["verdict"]),
+                f.tidy(r["why"] or "–"),
+                f.number(r["strength"], digits=2),
+                _bounds(r),
+                f.percent(mass),
+                f.number(norm, digits=2),
+            ]
+        )
     return out

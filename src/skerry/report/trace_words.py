@@ -35,12 +35,16 @@ def origin_paragraphs(trace: Trace) -> list[str]:
     if not trace.traced:
         return []
     if not trace.carriers:
-        return ["No outlier of the residual stream was found, so there is no birth, plateau or end to follow."]
+        return [
+            "No outlier of the residual stream was found, so there is no birth, plateau or end to follow."
+        ]
     shown = trace.families()[:_TOLD]
     told = [carrier_words(trace, number) for number in shown]
     rest = len(trace.carriers) - sum(1 + len(trace.siblings(n)[:_SIBLINGS]) for n in shown)
     if rest > 0:
-        told.append(f"{f.count(rest, 'other outlier')} of the residual stream {'is' if rest == 1 else 'are'} in the table.")
+        told.append(
+            f"{f.count(rest, 'other outlier')} of the residual stream {'is' if rest == 1 else 'are'} in the table."
+        )
     return told
 
 
@@ -114,7 +118,12 @@ def _amplifier(trace: Trace, c: Row) -> str:
     """The quadratic amplifier, where both factors were measured."""
     factors = trace.factors(c["carrier"])
     gate, up, product = (factors.get(k) for k in ("gate", "up", "product"))
-    if gate is None or up is None or product is None or any(not known(r[k]) for r in (gate, up, product) for k in ("value", "other")):
+    if (
+        gate is None
+        or up is None
+        or product is None
+        or any(not known(r[k]) for r in (gate, up, product) for k in ("value", "other"))
+    ):
         return ""
     return (
         f"There the neuron's gate is {f.number(gate['value'])} (size at other tokens {f.number(gate['other'])}) and its up projection "
@@ -138,7 +147,9 @@ def _siblings(trace: Trace, c: Row) -> str:
     others = trace.siblings(c["carrier"])[:_SIBLINGS]
     if not others:
         return ""
-    names = f.listing(f"channel {o['channel']}" + (f" ({f.number(o['peak'])})" if known(o["peak"]) else "") for o in others)
+    names = f.listing(
+        f"channel {o['channel']}" + (f" ({f.number(o['peak'])})" if known(o["peak"]) else "") for o in others
+    )
     if c["birth_layer"] is None or trace.neuron(c["carrier"]) is None:
         return f"Born there too: {names}."
     return f"The same neuron also writes {names}."
@@ -150,7 +161,7 @@ def effect_words(trace: Trace) -> str:
         return ""
     if not trace.effects():
         return "No intervention could be made, so nothing is said of what the outliers cause."
-    return " ".join(s for s in (_damage(trace), _chain(trace), _dose(trace), _paths(trace)) if s)
+    return " ".join(s for s in (_damage(trace), _chain(trace), dose_words(trace), _paths(trace)) if s)
 
 
 def _against(trace: Trace, row: Row) -> str:
@@ -168,7 +179,11 @@ def _change(row: Row) -> str:
 
 def _damage(trace: Trace) -> str:
     outcome = trace.damage
-    rows = strongest([r for g in ("birth", "super weight") for r in trace.effects(g, outcome)]) if outcome else []
+    rows = (
+        strongest([r for g in ("birth", "super weight") for r in trace.effects(g, outcome)])
+        if outcome
+        else []
+    )
     if not rows:
         return ""
     told = [f"“{f.tidy(r['arm'])}” {_change(r)}" for r in sorted(rows, key=lambda r: -abs(r["change"]))[:4]]
@@ -189,7 +204,8 @@ def _chain(trace: Trace) -> str:
     return f"With “{f.tidy(r['arm'])}” there, the sink mass{place} goes from {f.percent(r['clean'])} to {f.percent(r['value'])}{_against(trace, r)}."
 
 
-def _dose(trace: Trace) -> str:
+def dose_words(trace: Trace) -> str:
+    """The dose-response curve of the damage in one sentence; empty without one."""
     rows = dose_rows(trace, trace.damage) if trace.damage else []
     if len(rows) < 2:
         return ""
@@ -198,11 +214,15 @@ def _dose(trace: Trace) -> str:
 
 
 def _paths(trace: Trace) -> str:
-    rows = strongest(trace.effects("path", "sink mass")) or (strongest(trace.effects("path", trace.damage)) if trace.damage else [])
+    rows = strongest(trace.effects("path", "sink mass")) or (
+        strongest(trace.effects("path", trace.damage)) if trace.damage else []
+    )
     if not rows:
         return ""
     told = f.listing(f"“{f.tidy(r['arm'])}” {_change(r)}" for r in rows)
-    return f"When the change reaches only a part of what follows, the {rows[0]['outcome']} changes so: {told}."
+    return (
+        f"When the change reaches only a part of what follows, the {rows[0]['outcome']} changes so: {told}."
+    )
 
 
 def role_words(trace: Trace) -> str:
@@ -220,12 +240,18 @@ def role_words(trace: Trace) -> str:
     heads = Counter(r["verdict"] for r in verdicts if r["level"] == "head")
     if heads:
         told = f.listing(f"{n:,} {f.tidy(v)}" for v, n in heads.most_common())
-        sentences.append(f"Of {f.count(sum(heads.values()), 'head')} with a sink: {told}.")
+        sentences.append(
+            f"Of {f.count(sum(heads.values()), 'head')} with a sink that {'was' if sum(heads.values()) == 1 else 'were'} asked: {told}."
+        )
     return " ".join(sentences)
 
 
 def _verdict(row: Row) -> str:
-    strength = f" (strength {f.number(row['strength'], digits=2)}{interval(row, digits=2)})" if known(row["strength"]) else ""
+    strength = (
+        f" (strength {f.number(row['strength'], digits=2)}{interval(row, digits=2)})"
+        if known(row["strength"])
+        else ""
+    )
     return f"{f.tidy(row['verdict'])}{strength}"
 
 
