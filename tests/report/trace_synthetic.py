@@ -113,6 +113,7 @@ def roles(layers, heads, damage="loss"):
         ("context-aware bias", 0.8, 0.1),
         ("implicit scaling", 0.05, 0.02),
         ("both frozen", 1.1, 0.1),
+        ("neither", 1.2, 0.1),
     ]
     rows = [
         {"level": "model", "arm": arm, "outcome": damage, "change": c, "low": c - h, "high": c + h, "control": 0.01,

@@ -34,10 +34,10 @@ class Mark:
     """
 
     label: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    controls: tuple[float, ...] = ()
+    value: float | int | None = None
+    low: float | int | None = None
+    high: float | int | None = None
+    controls: tuple[float | int, ...] = ()
 
 
 def strongest(rows: Sequence[Row]) -> list[Row]:
@@ -127,7 +127,7 @@ def role_forest(trace: Trace, outcome: str) -> str:
     return draw_forest([("", marks)], outcome)
 
 
-def _known(value: float | None) -> tuple[float, ...]:
+def _known(value: float | int | None) -> tuple[float | int, ...]:
     return () if value is None else (value,)
 
 
@@ -135,7 +135,9 @@ def _unit(outcome: str) -> str:
     return f", {UNITS[outcome]}" if outcome in UNITS else ""
 
 
-def _draw_mark(mark: Mark, x: Callable[[float], float], y: float, body: list[str]) -> float:
+def _draw_mark(
+    mark: Mark, x: Callable[[float | int], float | int], y: float | int, body: list[str]
+) -> float | int:
     is_control = mark.value is None
     shown = _span(mark.controls) if is_control else f"{f.number(mark.value)}{interval(mark.__dict__)}"
     lines = wrap(mark.label, (WIDTH - 16 - 6.4 * len(shown)) / 5.75)
@@ -155,12 +157,14 @@ def _draw_mark(mark: Mark, x: Callable[[float], float], y: float, body: list[str
     return y + 18
 
 
-def _span(values: Sequence[float]) -> str:
+def _span(values: Sequence[float | int]) -> str:
     low, high = f.number(min(values), digits=2), f.number(max(values), digits=2)
     return low if low == high else f"{low} to {high}"
 
 
-def linear(values: Sequence[float], start: float, end: float) -> tuple[Callable[[float], float], list[float]]:
+def linear(
+    values: Sequence[float | int], start: float | int, end: float | int
+) -> tuple[Callable[[float | int], float | int], list[float | int]]:
     """A linear scale over values and zero, and about five round ticks."""
     low, high = min(0.0, *values), max(0.0, *values)
     room = (high - low) * 0.05 or 1.0
@@ -168,7 +172,7 @@ def linear(values: Sequence[float], start: float, end: float) -> tuple[Callable[
     return (lambda v: start + (v - a) / (b - a) * (end - start)), round_ticks(a, b, 5)
 
 
-def round_ticks(low: float, high: float, most: int) -> list[float]:
+def round_ticks(low: float | int, high: float | int, most: int) -> list[float | int]:
     """At most `most` + 1 round numbers in [low, high]."""
     return [0.0 if abs(t) < (high - low) * 1e-9 else t for t in ticks_of(low, high, most)]
 

@@ -26,7 +26,7 @@ def panels(trace: Trace) -> list[str]:
     return [p for p in (panel(trace, c) for c in trace.carriers[:MOST]) if p]
 
 
-def points(trace: Trace, number: int) -> list[tuple[float, Row]]:
+def points(trace: Trace, number: int) -> list[tuple[float | int, Row]]:
     """Places on the axis with their rows, in order; `resid.in` counts for block 0 alone, since it is the end of the block before."""
     rows = [
         (r["layer"] + _SHIFT[r["site"]], r)
@@ -62,13 +62,15 @@ def panel(trace: Trace, c: Row) -> str:
     return picture(body, width=WIDTH, height=HEIGHT, title=title, description=_told(course), cls="course")
 
 
-def x_scale(course: Sequence[tuple[float, Row]]) -> Callable[[float], float]:
+def x_scale(course: Sequence[tuple[float | int, Row]]) -> Callable[[float | int], float | int]:
     """From layer to the drawing."""
     low, high = course[0][0], course[-1][0]
     return lambda at: _LEFT + (at - low) / ((high - low) or 1) * (WIDTH - _LEFT - _RIGHT)
 
 
-def y_scale(course: Sequence[tuple[float, Row]]) -> tuple[Callable[[float], float], list[float]]:
+def y_scale(
+    course: Sequence[tuple[float | int, Row]],
+) -> tuple[Callable[[float | int], float | int], list[float | int]]:
     """An asinh axis over all values, bands and other tokens; its unit is what other tokens have. And its ticks."""
     values = [r[k] for _, r in course for k in ("value", "low", "high", "other") if known(r[k])]
     others = sorted(r["other"] for _, r in course if known(r["other"]) and r["other"] > 0)
@@ -82,7 +84,7 @@ def y_scale(course: Sequence[tuple[float, Row]]) -> tuple[Callable[[float], floa
     return scale, _ticks(low, high, unit)
 
 
-def _ticks(low: float, high: float, unit: float) -> list[float]:
+def _ticks(low: float | int, high: float | int, unit: float | int) -> list[float | int]:
     """Zero and powers of ten on both sides, from about the unit on; every second when there are many."""
     start, stop = math.ceil(math.log10(unit)), math.floor(math.log10(max(-low, high, unit)))
     powers = [10.0**e for e in range(start, stop + 1)]
@@ -91,10 +93,10 @@ def _ticks(low: float, high: float, unit: float) -> list[float]:
 
 
 def _axes(
-    course: Sequence[tuple[float, Row]],
-    x: Callable[[float], float],
-    ticks: Sequence[float],
-    y: Callable[[float], float],
+    course: Sequence[tuple[float | int, Row]],
+    x: Callable[[float | int], float | int],
+    ticks: Sequence[float | int],
+    y: Callable[[float | int], float | int],
 ) -> list[str]:
     out = []
     for tick in ticks:
@@ -112,7 +114,9 @@ def _axes(
 
 
 def _band(
-    course: Sequence[tuple[float, Row]], x: Callable[[float], float], y: Callable[[float], float]
+    course: Sequence[tuple[float | int, Row]],
+    x: Callable[[float | int], float | int],
+    y: Callable[[float | int], float | int],
 ) -> list[str]:
     rows = [(x(at), y(r["low"]), y(r["high"])) for at, r in course if known(r["low"]) and known(r["high"])]
     if len(rows) < 2:
@@ -121,19 +125,21 @@ def _band(
     return [f'<polygon class="quantiles" points="{" ".join(edge)}"/>']
 
 
-def _poly(places: Sequence[tuple[float, float]], cls: str) -> str:
+def _poly(places: Sequence[tuple[float | int, float | int]], cls: str) -> str:
     return f'<polyline class="{cls}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>'
 
 
-def _dot(x: float, y: float) -> str:
+def _dot(x: float | int, y: float | int) -> str:
     return f'<circle class="m a" cx="{x:.1f}" cy="{y:.1f}" r="1.7"/>'
 
 
-def _events(trace: Trace, c: Row, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
+def _events(
+    trace: Trace, c: Row, x: Callable[[float | int], float | int], y: Callable[[float | int], float | int]
+) -> list[str]:
     """Marks at birth, peak and exit, each with its name and block, on the far side of the line from zero."""
     shapes = {"birth": "M0,-5l5,9h-10z", "peak": "M-4,-4h8v8h-8z", "exit": "M0,5l5,-9h-10z"}
     out: list[str] = []
-    placed: list[tuple[float, float, float]] = []
+    placed: list[tuple[float | int, float | int, float | int]] = []
     for name, shape in shapes.items():
         layer = c[f"{name}_layer"]
         row = trace.life(c["carrier"], layer, "resid.out") if layer is not None else None
@@ -156,7 +162,7 @@ def _events(trace: Trace, c: Row, x: Callable[[float], float], y: Callable[[floa
     return out
 
 
-def _legend(y: float) -> list[str]:
+def _legend(y: float | int) -> list[str]:
     return [
         charts.line(0, y - 4, 18, y - 4, "s a"),
         charts.text(22, y, "its tokens (band: 5 to 95 %)"),
@@ -166,7 +172,7 @@ def _legend(y: float) -> list[str]:
     ]
 
 
-def _told(course: Sequence[tuple[float, Row]]) -> str:
+def _told(course: Sequence[tuple[float | int, Row]]) -> str:
     shown = [r for _, r in course if r["site"] != "resid.mid"]
     return (
         "Mean value at its tokens: "

@@ -26,13 +26,13 @@ class Box:
     """A card with its place in the drawing."""
 
     card: Card
-    x: float
-    y: float
-    width: float
-    height: float
+    x: float | int
+    y: float | int
+    width: float | int
+    height: float | int
 
     @property
-    def middle(self) -> float:
+    def middle(self) -> float | int:
         """Height of its centre."""
         return self.y + self.height / 2
 
@@ -48,7 +48,7 @@ def diagram(trace: Trace, number: int, *, narrow: bool = False) -> str:
 
 
 def picture(
-    body: Sequence[str], *, width: float, height: float, title: str, description: str, cls: str
+    body: Sequence[str], *, width: float | int, height: float | int, title: str, description: str, cls: str
 ) -> str:
     """An SVG element of a class of its own."""
     drawn = charts.svg(body, width=width, height=math.ceil(height), title=title, description=description)
@@ -72,8 +72,8 @@ def _card_words(card: Card) -> str:
 class Axis:
     """The logarithmic scale that all bars of sizes share."""
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
 
     @classmethod
     def of(cls, told: Story) -> Axis:
@@ -85,7 +85,7 @@ class Axis:
         low = 10.0 ** math.floor(math.log10(min(sizes)) - 0.05)
         return cls(low, max(max(sizes), low * 10))
 
-    def length(self, bar: Bar) -> float:
+    def length(self, bar: Bar) -> float | int:
         """Share of the full length that a bar takes."""
         if bar.scale != "size":
             return min(1.0, max(0.0, abs(bar.value)))
@@ -96,12 +96,12 @@ class Axis:
         )
 
 
-def lines(card: Card, width: float) -> list[str]:
+def lines(card: Card, width: float | int) -> list[str]:
     """The notes of a card, broken to its width."""
     return [line for note in card.notes for line in wrap(note, (width - 2 * _PAD) / _LETTER)]
 
 
-def wrap(words: str, letters: float) -> list[str]:
+def wrap(words: str, letters: float | int) -> list[str]:
     """Text broken into lines of at most so many letters; a longer word is cut."""
     most, out = max(6, int(letters)), [""]
     for word in words.split():
@@ -113,7 +113,7 @@ def wrap(words: str, letters: float) -> list[str]:
     return out
 
 
-def card_height(card: Card, width: float) -> float:
+def card_height(card: Card, width: float | int) -> float | int:
     """What a card needs."""
     height = (
         2 * _PAD + 13 + len(wrap(card.subtitle, (width - 2 * _PAD) / _LETTER)) * _LINE * bool(card.subtitle)
@@ -156,7 +156,7 @@ def draw_card(box: Box, axis: Axis) -> list[str]:
     return out
 
 
-def _draw_bar(bar: Bar, x: float, y: float, room: float, axis: Axis) -> list[str]:
+def _draw_bar(bar: Bar, x: float | int, y: float | int, room: float | int, axis: Axis) -> list[str]:
     kind = "o" if bar.is_outlier else "u"
     length = max(1.5, axis.length(bar) * room)
     track = (
@@ -168,7 +168,9 @@ def _draw_bar(bar: Bar, x: float, y: float, room: float, axis: Axis) -> list[str
     return [track, mark, charts.text(x + room + _ROOM, y + _BAR - 2, bar.text, cls=f"v {kind}", anchor="end")]
 
 
-def _draw_share(name: str, share: float, x: float, y: float, room: float) -> list[str]:
+def _draw_share(
+    name: str, share: float | int, x: float | int, y: float | int, room: float | int
+) -> list[str]:
     words = f"−{f.percent(-share)}" if share < 0 else f.percent(share)
     label = wrap(name, (room - 52) / _LETTER)[0]
     length = max(1.0, min(1.0, abs(share)) * room)
@@ -182,7 +184,10 @@ def _draw_share(name: str, share: float, x: float, y: float, room: float) -> lis
 
 
 def arrow(
-    points: Sequence[tuple[float, float]], label: str = "", *, at: tuple[float, float] | None = None
+    points: Sequence[tuple[float | int, float | int]],
+    label: str = "",
+    *,
+    at: tuple[float | int, float | int] | None = None,
 ) -> list[str]:
     """A line along points with a head at its end, and a label."""
     (x0, y0), (x1, y1) = points[-2], points[-1]
@@ -197,7 +202,7 @@ def arrow(
     return out
 
 
-def _key(axis: Axis, x: float, y: float, width: float) -> tuple[list[str], float]:
+def _key(axis: Axis, x: float | int, y: float | int, width: float | int) -> tuple[list[str], float | int]:
     """What the bars mean, and the height that it took."""
     out = [
         f'<rect class="o" x="{x:g}" y="{y - 9:g}" width="18" height="10"/>',
@@ -216,7 +221,7 @@ def _key(axis: Axis, x: float, y: float, width: float) -> tuple[list[str], float
     return out, fourth[1] - y
 
 
-def _wide(told: Story, axis: Axis) -> tuple[list[str], float, float]:
+def _wide(told: Story, axis: Axis) -> tuple[list[str], float | int, float | int]:
     margin, gap = 14.0, 44.0
     columns = len(told.birth)
     width = min(230.0, (WIDE - 2 * margin - gap * (columns - 1)) / max(1, columns))
@@ -247,7 +252,7 @@ def _wide(told: Story, axis: Axis) -> tuple[list[str], float, float]:
     return [panel, *lower[:1], *body, *drawn, *lower[1:]], WIDE, end
 
 
-def _between(left: list[Box], right: list[Box], label: str, gap: float) -> list[str]:
+def _between(left: list[Box], right: list[Box], label: str, gap: float | int) -> list[str]:
     """Arrows from every box of a column to every one of the next; the label stands once, beside the join."""
     out: list[str] = []
     for a in left:
@@ -268,7 +273,7 @@ def _between(left: list[Box], right: list[Box], label: str, gap: float) -> list[
     return out
 
 
-def _wide_after(told: Story, axis: Axis, source: Box, bottom: float) -> tuple[list[str], float]:
+def _wide_after(told: Story, axis: Axis, source: Box, bottom: float | int) -> tuple[list[str], float | int]:
     margin, gap, count = 14.0, 20.0, len(told.after)
     width = min(320.0, (WIDE - 2 * margin - gap * (count - 1)) / count)
     top = bottom + 30
@@ -298,7 +303,7 @@ def _wide_after(told: Story, axis: Axis, source: Box, bottom: float) -> tuple[li
     return [panel, *body, *(d for box in boxes for d in draw_card(box, axis))], end + 2
 
 
-def _narrow(told: Story, axis: Axis) -> tuple[list[str], float, float]:
+def _narrow(told: Story, axis: Axis) -> tuple[list[str], float | int, float | int]:
     """All cards below one another; parallel ones side by side."""
     body, legend = _key(axis, 2, 12, NARROW)
     y = 12 + legend + 30
@@ -319,8 +324,8 @@ def _narrow(told: Story, axis: Axis) -> tuple[list[str], float, float]:
 
 
 def _stack(
-    rows: Sequence[Sequence[Card]], heading: str, labels: Sequence[str], axis: Axis, y: float, above: list[Box] | None, body: list[str], *, branch: bool = False,
-) -> tuple[float, list[Box] | None]:  # fmt: skip
+    rows: Sequence[Sequence[Card]], heading: str, labels: Sequence[str], axis: Axis, y: float | int, above: list[Box] | None, body: list[str], *, branch: bool = False,
+) -> tuple[float | int, list[Box] | None]:  # fmt: skip
     body.append(charts.text(0, y, wrap(heading, 44)[0], cls="ph"))
     y += 12
     for i, row in enumerate(rows):

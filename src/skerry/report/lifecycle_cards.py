@@ -26,7 +26,7 @@ class Bar:
         scale: `size` on the picture's logarithmic scale, `share` from 0 to 1, `ratio` from 0 to 1 and cut above.
     """
 
-    value: float
+    value: float | int
     is_outlier: bool
     scale: Scale = "size"
 
@@ -53,7 +53,7 @@ class Card:
     subtitle: str = ""
     bars: tuple[Bar, ...] = ()
     big: str = ""
-    shares: tuple[tuple[str, float], ...] = ()
+    shares: tuple[tuple[str, float | int], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -80,7 +80,7 @@ class Story:
     after_labels: list[str] = field(default_factory=list)
 
 
-def pair(value: float | None, other: float | None, scale: Scale = "size") -> tuple[Bar, ...]:
+def pair(value: float | int | None, other: float | int | None, scale: Scale = "size") -> tuple[Bar, ...]:
     """Bars of a number at the outlier's tokens and at others, those that are known."""
     both = ((value, True), (other, False))
     return tuple(Bar(v, is_outlier, scale) for v, is_outlier in both if v is not None and known(v))
@@ -152,11 +152,11 @@ def feed_forward(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
     return columns, labels
 
 
-def _share(share: float | None) -> str:
+def _share(share: float | int | None) -> str:
     return f.percent(share) if share is not None and known(share) else ""
 
 
-def signed_percent(share: float) -> str:
+def signed_percent(share: float | int) -> str:
     """A share that may be negative."""
     return f"−{f.percent(-share)}" if share < 0 else f.percent(share)
 

@@ -25,9 +25,9 @@ class Point(NamedTuple):
     """One point of a figure."""
 
     x: Any
-    y: float
-    low: float | None
-    high: float | None
+    y: float | int
+    low: float | int | None
+    high: float | int | None
     series: str
 
 
@@ -49,7 +49,7 @@ def _column(values: Any, length: int) -> list[Any]:
     return [values if isinstance(values, str) else None] * length
 
 
-def _number(x: Any) -> float | None:
+def _number(x: Any) -> float | int | None:
     return float(x) if isinstance(x, int | float) and known(x) else None
 
 
@@ -88,7 +88,7 @@ def _names(found: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(p.series for p in found))
 
 
-def _heading(spec: Mapping[str, Any], found: Sequence[Point], body: list[str]) -> float:
+def _heading(spec: Mapping[str, Any], found: Sequence[Point], body: list[str]) -> float | int:
     """Title and, where there are several series, their key; the height that is used."""
     y = 12.0
     for part in wrap(_title(spec), 60)[:2]:
@@ -107,12 +107,12 @@ def _heading(spec: Mapping[str, Any], found: Sequence[Point], body: list[str]) -
     return y
 
 
-def _dot(x: float, y: float, series: int) -> str:
+def _dot(x: float | int, y: float | int, series: int) -> str:
     shapes = ("M-3.5,0a3.5,3.5 0 1,0 7,0a3.5,3.5 0 1,0 -7,0", "M-3.5,-3.5h7v7h-7z", "M0,-4.5l4.5,8h-9z")
     return f'<path class="m {_MARKS[series % 3]}" d="{shapes[series % 3]}" transform="translate({x:.1f},{y:.1f})"/>'
 
 
-def _named(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], float]:
+def _named(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], float | int]:
     """One row for each name: a bar from zero (or a point), its interval, its number."""
     body: list[str] = []
     y = _heading(spec, found, body) + 2
@@ -150,7 +150,7 @@ def _named(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], floa
     return body, y + 36
 
 
-def _numeric(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], float]:
+def _numeric(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], float | int]:
     """Lines or points over a numeric axis."""
     body: list[str] = []
     top = _heading(spec, found, body) + (14 if spec.get("y_title") else 0)
@@ -189,8 +189,8 @@ def _numeric(spec: Mapping[str, Any], found: list[Point]) -> tuple[list[str], fl
 
 
 def _across(
-    values: Sequence[float], start: float, end: float
-) -> tuple[Callable[[float], float], list[float]]:
+    values: Sequence[float | int], start: float | int, end: float | int
+) -> tuple[Callable[[float | int], float | int], list[float | int]]:
     low, high = min(values), max(values)
     if low == high:
         return (lambda v: (start + end) / 2), [low]

@@ -200,7 +200,7 @@ def known(x: float | int | None) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float | int) and math.isnan(value) else value
 
 
 def from_tables(

@@ -285,7 +285,7 @@ def _cell(r: Row) -> dict[str, Any]:
 
 def head_rows(trace: Trace) -> list[list[str]]:
     """Heads with their verdicts, strongest first."""
-    measured: dict[tuple[Any, Any, Any], float | None] = {
+    measured: dict[tuple[Any, Any, Any], float | int | None] = {
         (r["layer"], r["head"], r["measure"]): r["value"] for r in trace["role_measures"]
     }
     rows: Sequence[Row] = [r for r in trace["role_verdicts"] if r["level"] == "head" and r["verdict"]]
