@@ -8,11 +8,12 @@ does), then its mean over inputs. `other` is the same at other tokens. Layer = b
     participation ratio   (sum x^2)^2 / sum x^4 of attn.in at carrying tokens: how many channels hold the energy, 1 to the width
     constancy             mean cosine of attn.in between carrying tokens of different inputs, sum over i != j of m_i . m_j / (n (n - 1)),
                           m_i = mean unit vector of input i: 1 is one constant direction
-    logit share           share of (logit of carrying keys - mean logit of the query's other visible keys) that goes when the keys of
-                          carrying tokens read attn.in without its component along u, the mean direction of carrying tokens in all other
-                          inputs; measured with key norm, rotation, cap and mask, while the stream stays untouched. other: without the mean
-                          direction of other tokens instead. A block weights its heads by the attention they give. Only where that logit
-                          is above 0.
+    logit share           of the mean square of l = logit of carrying keys - mean logit of the query's other visible keys: the share that
+                          goes when the keys of carrying tokens read an attn.in that is like that of other tokens along d, the constant
+                          direction from the mean of other tokens to the mean of carrying tokens, taken from all other inputs. Measured
+                          with key norm, rotation, cap and mask, while the stream stays untouched; below 0 when l gets larger. other: the
+                          same change along a direction in which the other tokens of some input differ. A block weights its heads by the
+                          attention they give. Only where l is above 0 (95 % interval).
     attention mass        attention that a query gives to carrying keys; other: what equal attention to all visible keys would give them
     value norm ratio      mean norm of value vectors at carrying tokens / at all other tokens of the input; other is 1 by definition
     reach                 |W_o sum over carrying k of p_k v_k| / |attn.out| at the query; a head's is that of its columns of W_o.
@@ -57,7 +58,7 @@ def measure_spread(
     Args:
         anatomy: The model.
         batches: The text that `places` counts.
-        carriers: Outliers; massive activations are measured, without any the outlier channels on less than a quarter of the tokens.
+        carriers: Outliers; massive activations are measured, without any the outlier channels that together are on less than a quarter of the tokens.
         places: Which tokens carry what.
         sinks: Of the model; only for the statement on learned sinks.
         seed: Of the resampling.
@@ -72,7 +73,7 @@ def measure_spread(
         return {"spread": [], "notes": [f"there is {kinds}: nothing spreads from tokens to others"]}
     reader = Reader(anatomy, text)
     reader.read()
-    logits = LogitReader(anatomy, text, reader.vectors)
+    logits = LogitReader(anatomy, text, reader.vectors, seed=seed)
     logits.read()
     shares = logits.rows(seed=seed)
     rows = [*reader.numbers.rows(seed=seed), *reader.vectors.rows(seed=seed), *shares]
@@ -125,8 +126,13 @@ def _notes(
 def _why_no_share(logits: LogitReader, reader: Reader) -> str:
     if not logits.layers:
         return "the keys cannot be changed in this model"
-    if all(int(x.isfinite().all(1).sum()) < 2 for x in reader.vectors.at.values()):
+    vectors = reader.vectors
+    if all(
+        int(m[layer].unit.isfinite().all(1).sum()) < 2 for m in (vectors.at, vectors.other) for layer in m
+    ):
         return "fewer than two inputs hold such a token: a direction of other inputs is needed"
+    if all(len(x[~x.isnan()]) == 0 for x in (m.unit for m in vectors.other.values())):
+        return "there are no other tokens to compare with"
     return "nowhere is the logit of keys that carry an outlier above that of others"
 
 

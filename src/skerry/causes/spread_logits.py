@@ -1,13 +1,16 @@
-"""How much of a sink's logit the constant direction explains: the direction is taken from what its keys read, and nothing else.
+"""How much of a sink's logit one constant direction explains: its component is taken from what the carrying keys read, nothing else.
 
     logit of a query = mean over carrying keys of l - mean over its other visible keys of l
-    k'  = k - W_k (u . x) u                    x = attn.in at a carrying token, u = constant direction of the other inputs
-    share = 1 - sum over inputs of (logit with k') / sum over inputs of logit
+    d = mean of attn.in at carrying tokens - c        c = mean of attn.in at other tokens        (of all inputs but this one)
+    k' = k - W_k (d' . (x - c)) d' with d' = d / |d|: the key of a carrying token that along d is like the others
+    share = 1 - sum over inputs of M(logit with k') / sum over inputs of M(logit)        M = mean square over queries
 
-Key norms, rotation, caps and biases follow after k' as the model does them. Three copies of an input run at once: untouched, without u, and
-without the mean direction of other tokens (`other`). What attention writes in the copies is replaced by what it writes in the first, so
-every block sees the untouched stream. u leaves the input itself out: else it would explain an input by itself where there are few.
-Limit: keys that read u alone give 1; a key projection that cannot see u gives 0.
+Squares, because a mean of logits would be explained by a mean of vectors however little the tokens have in common.
+Only the difference to other tokens counts: what all keys have in common moves all logits of a query alike, and the softmax not at all.
+Key norms, rotation, caps and biases follow after k' as the model does them. Three copies of an input run at once: untouched, with k', and
+with a change of the same length in a natural direction instead of d' (one in which the other tokens of a random input differ): `other`.
+What attention writes in the copies is replaced by what it writes in the first, so every block sees the untouched stream.
+Limit: one and the same attn.in at all carrying tokens gives 1, keys that cannot see the direction give 0.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from skerry.anatomy.model import Anatomy, run
 from skerry.anatomy.sites import Site
 from skerry.anatomy.watch import watch
 from skerry.causes.spread_attention import Block, Keys, blocks, logits_shape, mean_where
-from skerry.causes.spread_numbers import Row, ratio_interval, row
+from skerry.causes.spread_numbers import Row, mean_interval, ratio_interval, row
 from skerry.causes.spread_read import shown_as
 from skerry.causes.spread_text import Part, Text
-from skerry.causes.spread_vectors import Vectors, directions_without_own
+from skerry.causes.spread_vectors import Vectors, difference_elsewhere, natural_directions
 
 # Inputs of the extra forward, which runs three copies of each.
 INPUTS = 32
@@ -41,12 +44,14 @@ class Logits(NamedTuple):
     """Of one block, float64 [input, head], NaN where not measured.
 
     Attributes:
-        whole: Logit of carrying keys above that of the others.
-        without: The same without the constant direction.
-        without_other: The same without the mean direction of other tokens.
+        level: Logit of carrying keys above that of the others.
+        whole: Its mean square over queries.
+        without: The same when the keys are like others along the constant direction.
+        without_other: The same after an equal change in a natural direction.
         mass: Attention given to carrying keys.
     """
 
+    level: np.ndarray
     whole: np.ndarray
     without: np.ndarray
     without_other: np.ndarray
@@ -55,19 +60,22 @@ class Logits(NamedTuple):
     @classmethod
     def empty(cls, num_inputs: int, num_heads: int) -> Logits:
         """Nothing measured."""
-        return cls(*(np.full((num_inputs, num_heads), np.nan) for _ in range(4)))
+        return cls(*(np.full((num_inputs, num_heads), np.nan) for _ in range(5)))
 
 
 class LogitReader:
     """Runs some inputs three times at once, with keys that read less in two of them."""
 
-    def __init__(self, anatomy: Anatomy, text: Text, vectors: Vectors) -> None:
+    def __init__(self, anatomy: Anatomy, text: Text, vectors: Vectors, *, seed: int = 0) -> None:
         self.anatomy, self.text = anatomy, text
         self.found: dict[int, Logits] = {}
         self.layers = [layer for layer in vectors.at if self._restored(layer) and self._has_keys(layer)]
-        self._directions = {
-            layer: (directions_without_own(vectors.at[layer]), directions_without_own(vectors.other[layer]))
+        self._differences = {
+            layer: difference_elsewhere(vectors.at[layer].plain, vectors.other[layer].plain)
             for layer in self.layers
+        }
+        self._natural = {
+            layer: natural_directions(vectors.other[layer].plain, seed + layer) for layer in self.layers
         }
         self._read: dict[int, Tensor] = {}
         self._part: Part = text.parts[0]
@@ -108,7 +116,7 @@ class LogitReader:
 
     def _look(self, site: Site, x: Tensor, _rows: Tensor | None) -> None:
         for layer, _ in self._shown.get(site, ()):
-            if layer in self._directions:
+            if layer in self._differences:
                 self._read[layer] = x.index_select(0, self._tokens(layer).to(x.device))
 
     def _without(self, layer: int) -> Edit:
@@ -118,12 +126,13 @@ class LogitReader:
             weight = self.anatomy.weight(Site(layer, "w.k"))
             exact = weight.dtype if weight.dtype == torch.float64 else torch.float32
             weight, x = weight.to(exact), x.to(exact)
+            constant, natural = self._differences[layer], self._natural[layer][inputs].to(x)
+            d = constant.direction[inputs].to(x)
+            length = ((x - constant.others[inputs].to(x)) * d).sum(1, keepdim=True)
             new, tokens = k.clone(), tokens.to(k.device)
-            for copy, directions in enumerate(self._directions[layer], 1):
-                u = directions[inputs].to(x)
-                read = ((x * u).sum(1, keepdim=True) * u) @ weight.T
+            for copy, direction in enumerate((d, natural), 1):
                 rows = tokens + copy * (len(k) // COPIES)
-                new[rows] = (k[rows].to(exact) - read).to(k)
+                new[rows] = (k[rows].to(exact) - (length * direction) @ weight.T).to(k)
             return new
 
         return edit
@@ -132,7 +141,7 @@ class LogitReader:
         layer, part = view.layer, self._part
         num, num_heads, num_queries, num_keys = logits_shape(view)
         at, keep = part.alive[layer], part.batch.keep
-        if layer not in self._directions or (num // COPIES, num_queries, num_keys) != (
+        if layer not in self._differences or (num // COPIES, num_queries, num_keys) != (
             *keep.shape,
             keep.shape[1],
         ):
@@ -141,11 +150,10 @@ class LogitReader:
         asks = (keep & ~at)[:, None].to(copies[0].carried.device)
         asks = asks & copies[0].carried.isfinite() & copies[0].others.isfinite()
         into = self.found.setdefault(layer, Logits.empty(self.text.num_inputs, num_heads))
-        others = copies[0].others
-        for name, x in zip(
-            Logits._fields, (*(c.carried - others for c in copies), copies[0].mass), strict=True
-        ):
-            getattr(into, name)[part.inputs.numpy()] = mean_where(x.double(), asks).cpu().numpy()
+        above = [c.carried - copies[0].others for c in copies]
+        series = (above[0], *(x.square() for x in above), copies[0].mass)
+        for name, x in zip(Logits._fields, series, strict=True):
+            getattr(into, name)[part.inputs.numpy()] = mean_where(x, asks).cpu().numpy()
 
     def _levels(self, view: AttentionView, copy: int) -> _Levels:
         at = self._part.alive[view.layer]
@@ -171,7 +179,9 @@ class LogitReader:
         found = []
         for layer, logits in sorted(self.found.items()):
             for head in (None, *range(logits.whole.shape[1])):
-                whole, without, other = (_of_head(x, logits.mass, head) for x in logits[:3])
+                level, whole, without, other = (_of_head(x, logits.mass, head) for x in logits[:4])
+                if not mean_interval(level, seed=seed).low > 0:
+                    continue
                 share = ratio_interval(whole - without, whole, seed=seed)
                 against = ratio_interval(whole - other, whole, seed=seed).value
                 if math.isfinite(share.value):

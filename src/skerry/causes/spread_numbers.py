@@ -42,13 +42,10 @@ def mean_interval(x: np.ndarray, *, seed: int) -> Interval:
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray, *, seed: int) -> Interval:
-    """Sum over inputs of `top` / sum of `bottom`, both [input]; NaN where the sum below is not above 0 in 97.5 % of resamples.
-
-    A share of next to nothing is no number: then there was nothing to explain.
-    """
+    """Sum over inputs of `top` / sum of `bottom`, both [input]; NaN where the sum below is not above 0, or of a single input."""
     good = np.isfinite(top) & np.isfinite(bottom)
     top, bottom = top[good], bottom[good]
-    if len(top) < 2 or mean_interval(bottom, seed=seed).low <= 0:
+    if len(top) < 2 or not bottom.sum() > 0:
         return _NOTHING
     drawn = _drawn(len(top), seed)
     below = drawn @ bottom

@@ -19,8 +19,8 @@ from skerry.corpus.batch import Batch
 
 # Inputs measured: intervals get no narrower that matter, and sums of vectors stay below 256 MB.
 MOST_INPUTS = 256
-_VECTORS = 2**26
-# An outlier channel on fewer tokens than this share is bound to tokens, like a massive activation.
+_VECTORS = 2**26  # numbers of four bytes
+# Outlier channels on fewer tokens than this share are bound to tokens, like a massive activation.
 BOUND_SHARE = 0.25
 
 
@@ -82,13 +82,18 @@ def rows_of_batch(batch: Batch, rows: Tensor) -> Batch:
 
 
 def followed(carriers: Sequence[Carrier], batches: Sequence[Batch], places: Places) -> list[Carrier]:
-    """Massive activations; without any, the outlier channels that sit on few tokens."""
+    """Massive activations; without any, outlier channels in their order as long as all their tokens together are few."""
     massive = [c for c in carriers if c.kind == "massive activation"]
     if massive:
         return massive
     limit = BOUND_SHARE * sum(b.num_tokens for b in batches)
-    count = {c.number: sum(len(found.get(c.number, ())) for found in places.carried) for c in carriers}
-    return [c for c in carriers if 0 < count[c.number] < limit]
+    chosen: list[Carrier] = []
+    for carrier in carriers:
+        numbers = [c.number for c in (*chosen, carrier)]
+        own = sum(len(found.get(carrier.number, ())) for found in places.carried)
+        if own and sum(len(places.any_of(i, numbers)) for i in range(len(places.carried))) < limit:
+            chosen.append(carrier)
+    return chosen
 
 
 def is_alive(carrier: Carrier, layer: int) -> bool:
@@ -109,7 +114,7 @@ def measured_text(
     ]
     has = [_mask(b, places.any_of(i, sorted(numbers))).any(1).nonzero()[:, 0] for i, b in enumerate(batches)]
     num_inputs = sum(map(len, has))
-    most = min(MOST_INPUTS, max(8, _VECTORS // max(1, 2 * dims.num_layers * dims.hidden)))
+    most = min(MOST_INPUTS, max(8, _VECTORS // max(1, 4 * dims.num_layers * dims.hidden)))
     chosen = _even(torch.arange(num_inputs), most)
     parts: list[Part] = []
     first = passed = 0

@@ -7,6 +7,8 @@ Limit: one channel alone gives a participation ratio of 1, equal channels the wi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -22,13 +24,25 @@ def participation_ratio(x: Float[Tensor, "token channel"]) -> Float[Tensor, "tok
     return square.sum(-1).square() / square.square().sum(-1)
 
 
+class Means(NamedTuple):
+    """Means over the tokens of each input, [input channel], NaN where it has none.
+
+    Attributes:
+        unit: Of x / |x|.
+        plain: Of x.
+    """
+
+    unit: Float[Tensor, "input channel"]
+    plain: Float[Tensor, "input channel"]
+
+
 class Vectors:
-    """Mean unit vectors per input, and participation ratios, of `attn.in`."""
+    """Mean vectors per input, and participation ratios, of `attn.in`."""
 
     def __init__(self, num_inputs: int) -> None:
         self.num_inputs = num_inputs
-        self.at: dict[int, Tensor] = {}
-        self.other: dict[int, Tensor] = {}
+        self.at: dict[int, Means] = {}
+        self.other: dict[int, Means] = {}
         self.has_broken = False
 
     def read(self, layer: int, x: Shaped[Tensor, "token channel"], part: Part, into: PerInput) -> None:
@@ -39,19 +53,23 @@ class Vectors:
             rows = mask.flatten().nonzero()[:, 0]
             vectors = x.index_select(0, rows.to(x.device)).cpu().double()
             self.has_broken |= not bool(vectors.isfinite().all())
-            known = kept.setdefault(layer, torch.full((self.num_inputs, x.shape[-1]), torch.nan))
+            known = kept.setdefault(layer, self._empty(x.shape[-1]))
             unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-            known[part.inputs] = input_means(unit, mask).float()
+            known.unit[part.inputs] = input_means(unit, mask).float()
+            known.plain[part.inputs] = input_means(vectors, mask).float()
             ratios.append(input_means(participation_ratio(vectors)[:, None], mask).numpy())
         into.put("participation ratio", layer, part.inputs.numpy(), *ratios)
+
+    def _empty(self, width: int) -> Means:
+        return Means(*(torch.full((self.num_inputs, width), torch.nan) for _ in range(2)))
 
     def rows(self, *, seed: int) -> list[Row]:
         """Constancy of every block; null where fewer than two inputs were measured."""
         found = []
         for layer, at in self.at.items():
-            interval = constancy_interval(at.numpy(), seed=seed)
-            other = constancy_interval(self.other[layer].numpy(), seed=seed).value
-            num = int(at.isfinite().all(1).sum())
+            interval = constancy_interval(at.unit.numpy(), seed=seed)
+            other = constancy_interval(self.other[layer].unit.numpy(), seed=seed).value
+            num = int(at.unit.isfinite().all(1).sum())
             if np.isfinite(interval.value):
                 found.append(row("constancy", layer, None, interval, other, num))
         return found
@@ -67,11 +85,43 @@ def input_means(
     return total / torch.bincount(sample[good], minlength=len(mask)).to(x)[:, None]
 
 
-def directions_without_own(means: Float[Tensor, "input channel"]) -> Float[Tensor, "input channel"]:
-    """For each input the unit vector of the sum over all other inputs: a direction that knows nothing of the input itself.
+class Difference(NamedTuple):
+    """How carrying tokens differ from others, for each input as all other inputs have it; NaN where none has.
 
-    NaN where no other input was measured.
+    Attributes:
+        direction: Unit vector from the mean of others to the mean of carrying tokens.
+        others: Mean of others.
     """
-    clean = torch.where(means.isfinite().all(1, keepdim=True), means, 0.0).double()
-    rest = clean.sum(0) - clean
-    return (rest / torch.linalg.vector_norm(rest, dim=1, keepdim=True)).to(means)
+
+    direction: Float[Tensor, "input channel"]
+    others: Float[Tensor, "input channel"]
+
+
+def difference_elsewhere(
+    at: Float[Tensor, "input channel"], other: Float[Tensor, "input channel"]
+) -> Difference:
+    """For each input what all inputs but itself say: it explains nothing by knowing itself."""
+    carried, others = _mean_elsewhere(at), _mean_elsewhere(other)
+    difference = carried - others
+    length = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
+    return Difference((difference / length).to(at), others.to(at))
+
+
+def natural_directions(other: Float[Tensor, "input channel"], seed: int) -> Float[Tensor, "input channel"]:
+    """For each input a unit vector in which the other tokens of one other input, drawn at random, differ from those of all."""
+    known = other.isfinite().all(1).nonzero()[:, 0]
+    if len(known) < 2:
+        return torch.full_like(other, torch.nan)
+    away = other[known].double() - other[known].double().mean(0)
+    away /= torch.linalg.vector_norm(away, dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(known), (len(other),), generator=generator)
+    drawn = torch.where(known[drawn] == torch.arange(len(other)), (drawn + 1) % len(known), drawn)
+    return away[drawn].to(other)
+
+
+def _mean_elsewhere(x: Float[Tensor, "input channel"]) -> Float[Tensor, "input channel"]:
+    """Mean over all other inputs that have a vector, float64."""
+    known = x.isfinite().all(1, keepdim=True)
+    clean = torch.where(known, x, 0.0).double()
+    return (clean.sum(0) - clean) / (known.sum() - known.double())
