@@ -6,8 +6,8 @@ import zoo
 
 from skerry.anatomy import Site, resolve, watch
 from skerry.anatomy.model import run
-from skerry.causes.carrier import Carrier
-from skerry.causes.gather import Gathered
+from skerry.causes.carrier import Carrier, Places
+from skerry.causes.gather import Gathered, gather
 from skerry.causes.growth import decompose, growth_sites
 from skerry.run.tables import from_rows
 
@@ -209,7 +209,7 @@ def plant(anatomy, layer, neuron, ids, *, spread=False, expert=None):
         weight["w.down"][CHANNEL, neuron] = 40.0
 
 
-def planted(name, *, layer=1, neuron=17, spread=False, same=True):
+def planted_neuron(name, *, layer=1, neuron=17, spread=False, same=True):
     model = zoo.tiny(name, dtype=torch.float64)
     anatomy = resolve(model)
     ids = inputs(model)
@@ -221,7 +221,7 @@ def planted(name, *, layer=1, neuron=17, spread=False, same=True):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "granite"])
 def test_a_planted_entry_is_the_super_weight(name):
-    anatomy, gathered, result = planted(name)
+    anatomy, gathered, result = planted_neuron(name)
     (weight,) = result["growth_weights"]
     assert (weight["layer"], weight["row"], weight["column"], weight["rank"]) == (1, CHANNEL, 17, 0)
     assert weight["value"] == 40.0
@@ -234,7 +234,7 @@ def test_a_planted_entry_is_the_super_weight(name):
 
 
 def test_a_neuron_that_writes_many_channels_is_named_and_not_its_entry():
-    _, _, result = planted("llama", spread=True)
+    _, _, result = planted_neuron("llama", spread=True)
     (best,) = [r for r in result["units"] if r["best"]]
     assert (best["unit"], best["index"]) == ("neuron", 17)
     shares = {r["unit"]: r["share"] for r in result["units"]}
@@ -242,7 +242,7 @@ def test_a_neuron_that_writes_many_channels_is_named_and_not_its_entry():
 
 
 def test_factors_of_a_planted_gated_neuron_are_both_aligned():
-    anatomy, gathered, result = planted("llama")
+    anatomy, gathered, result = planted_neuron("llama")
     factors = {r["factor"]: r for r in result["factors"] if r["neuron"] == 17}
     assert list(factors) == ["norm", "gate", "act(gate)", "up", "product", "weight"]
     at, other = gathered.at, gathered.other
@@ -266,7 +266,7 @@ def test_factors_of_a_planted_gated_neuron_are_both_aligned():
 
 
 def test_factors_of_a_plain_neuron_have_no_gate():
-    _, _, result = planted("gpt2")
+    _, _, result = planted_neuron("gpt2")
     factors = {r["factor"]: r for r in result["factors"] if r["neuron"] == 17}
     assert list(factors) == ["norm", "up", "product", "weight"]
     assert all(r["log_share"] is None for r in factors.values())
@@ -380,3 +380,27 @@ def test_a_single_input_has_no_interval():
     gathered = everything(anatomy, ids, growth_sites(anatomy, 0), at=torch.tensor([2, 4]))
     result = decompose(anatomy, carrier(), "birth", gathered)
     assert all(r["low"] is None and r["high"] is None for r in result["growth"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+def test_a_planted_life_has_its_entries_at_birth_and_exit(planted, model_type, seed):
+    chain = planted(model_type, seed)
+    c = carrier(chain.channel, birth=chain.birth_layer, exit=chain.exit_layer)
+    others = [torch.arange(b.input_ids.numel())[3::7] for b in chain.batches]
+    places = Places([{0: rows} for rows in chain.carried], others)
+    for event, layer, entries in (
+        ("birth", chain.birth_layer, chain.entries),
+        ("exit", chain.exit_layer, chain.exit_entries),
+    ):
+        sites = growth_sites(chain.anatomy, layer)
+        gathered = gather(chain.anatomy, chain.batches, places, 0, sites)
+        result = decompose(chain.anatomy, c, event, gathered)
+        (best,) = [r for r in result["units"] if r["best"]]
+        assert (best["unit"], best["index"], best["count"]) == ("weight", entries[0][1], 1)
+        assert best["share"] == pytest.approx(1, abs=0.1)
+        if event == "birth":
+            assert [(r["row"], r["column"]) for r in result["growth_weights"]] == entries
+        block = {r["part"]: r for r in rows(result, "block")}
+        assert abs(block["unexplained"]["share"]) < 1e-4
+        assert not any("add up" in n or "no sum" in n for n in result["notes"])
