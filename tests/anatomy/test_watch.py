@@ -259,3 +259,16 @@ def test_an_anatomy_says_what_it_holds(look):
     assert text == (
         "<Anatomy of LlamaForCausalLM: 2 blocks, 29 activation and 21 weight sites, declared; watch(anatomy) reads them>"
     )
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon_40b", "gptj"])
+def test_what_an_observer_computes_is_not_taken_for_attention_by_a_watch_around_it(tiny_model, name):
+    """A softmax of the inner observer runs while the outer watch looks for one."""
+    model = tiny_model(name)
+    anatomy = resolve(model)
+    ids, _ = zoo.tokens(model)
+    layers = []
+    with watch(anatomy, on_attention=lambda view: layers.append(view.layer)):
+        alone = capture(anatomy, ids, ["attn.probs"])
+    assert layers == [0, 1]
+    assert all(torch.equal(x, alone[s]) for s, x in capture(anatomy, ids, ["attn.probs"]).items())

@@ -303,7 +303,9 @@ class _SoftmaxMode(TorchFunctionMode):
             value=value,
             logits=logits,
         )
-        self.observer(view)
+        # Another watch may be open around this one: what an observer computes must not be taken for attention.
+        with torch._C.DisableTorchFunction():
+            self.observer(view)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ _READERS = {"attn.in": ("w.q", "w.k", "w.v"), "mlp.in": ("w.gate", "w.up")}
 
 
 @contextmanager
-def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
+def change(anatomy: Anatomy, edits: Mapping[Site, Edit], *, first: bool = False) -> Iterator[None]:
     """Give the model other values at activation sites while open.
 
     Args:
@@ -42,6 +42,8 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
         edits: Site to a function of its values [row channel] and the flat token of each row (None: row r is token r); it returns
             new values of the same shape and must not write into the old ones. What it returns is copied: models write into
             their tensors.
+        first: Before the changes that are open already, where the tap is what a module reads: for a change that stands for what
+            the model itself computes there.
 
     Raises:
         UnknownSite: The model has no such activation, or it cannot be changed there.
@@ -52,7 +54,7 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
     with ExitStack() as stack:
         for site, edit in edits.items():
             if site in anatomy.taps:
-                stack.enter_context(_change_tap(anatomy, site, edit))
+                stack.enter_context(_change_tap(anatomy, site, edit, first))
         routed = {site: edit for site, edit in edits.items() if site not in anatomy.taps}
         if routed:
             stack.enter_context(_change_experts(anatomy, routed))
@@ -60,7 +62,7 @@ def change(anatomy: Anatomy, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 
 @contextmanager
-def _change_tap(anatomy: Anatomy, site: Site, edit: Edit) -> Iterator[None]:
+def _change_tap(anatomy: Anatomy, site: Site, edit: Edit, first: bool) -> Iterator[None]:
     bound = anatomy.taps[site]
 
     def changed(x: Tensor | None) -> Tensor:
@@ -68,7 +70,7 @@ def _change_tap(anatomy: Anatomy, site: Site, edit: Edit) -> Iterator[None]:
 
     with ExitStack() as stack:
         if bound.tap.side == "input":
-            _change_input(anatomy, site, bound, changed, stack)
+            _change_input(anatomy, site, bound, changed, stack, first)
         elif is_router(bound.module, site):
             stack.enter_context(change_router(bound.module, changed))
         else:
@@ -85,6 +87,7 @@ def _change_input(
     bound: BoundTap,
     changed: Callable[[Tensor | None], Tensor],
     stack: ExitStack,
+    first: bool,
 ) -> None:
     in_place = site.part == "resid.mid"
     readers = _readers(anatomy, site, bound)
@@ -99,7 +102,7 @@ def _change_input(
         return (_with_first(args, new), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
     for module in readers:
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=first)
         stack.callback(handle.remove)
 
 
@@ -137,12 +140,14 @@ def _changed(anatomy: Anatomy, site: Site, bound: BoundTap, edit: Edit, x: Tenso
     if x is None:
         raise UnknownSite(f"{site} holds no tensor in this forward, so it cannot be changed")
     split = bound.tap.split
-    if split is None:
-        return _same_shape(site, edit(x.reshape(-1, x.shape[-1]), None), x)
-    index = split(torch.arange(x.shape[-1], device=x.device), anatomy.dims)
-    piece = x.index_select(-1, index)
-    new = _same_shape(site, edit(piece.reshape(-1, piece.shape[-1]), None), piece)
-    return x.index_copy(-1, index, new)
+    # Attention may be watched by what it calls: an edit inside it must not be taken for a part of it.
+    with torch._C.DisableTorchFunction():
+        if split is None:
+            return _same_shape(site, edit(x.reshape(-1, x.shape[-1]), None), x)
+        index = split(torch.arange(x.shape[-1], device=x.device), anatomy.dims)
+        piece = x.index_select(-1, index)
+        new = _same_shape(site, edit(piece.reshape(-1, piece.shape[-1]), None), piece)
+        return x.index_copy(-1, index, new)
 
 
 def _same_shape(site: Site, new: Tensor, like: Tensor) -> Tensor:

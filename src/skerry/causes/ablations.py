@@ -20,10 +20,14 @@ from skerry.causes.sinks import SinkPart, Sinks, sink_part
 from skerry.corpus.batch import Batch
 from skerry.errors import UnknownOption, UnknownSite
 
-# Below this share of attention on other keys there is no rest to give the sink's share to.
+# Below this share of attention on other keys float32 holds no rest to give the sink's share to.
 SMALLEST_REST = 1e-6
+# Model -> layers and sinks of the ablations that are open: nested ones take the sinks of all of them out.
+_open: dict[int, list[tuple[Sequence[int], MaskOf]]] = {}
 # (layer, what o reads [sample head query channel], what the sinks do to it, which keys are sinks) to new values
 MixEdit = Callable[[int, Tensor, SinkPart, Tensor], Tensor]
+# layer and its attention to the keys that are sinks, bool [sample key]
+MaskOf = Callable[[int, AttentionView], Tensor]
 
 
 def ablate_channel(
@@ -94,12 +98,26 @@ def ablate_weight(
     """
     anatomy, place = anatomy_of(model), site_of(site)
     entries = find_entries(anatomy, place, rows, columns)
-    first = 0 if place.layer is None else place.layer
+    in_trunk, in_head = _owners(anatomy, entries.parameter)
+    last = anatomy.dims.num_layers if place.part.startswith("norm.final") or not in_trunk else 0
     return Intervention(
         lambda: change_entries(entries, lambda w: w * factor),
-        first_layer=first,
+        first_layer=last if place.layer is None else place.layer,
         what=f"ablation of weights of {place}",
+        changes_head=in_head,
     )
+
+
+def _owners(anatomy: Anatomy, parameter: Tensor) -> tuple[bool, bool]:
+    """Whether the model without its head has this parameter, and whether the head has it: a tied embedding is in both."""
+    inside = set(map(id, anatomy.trunk.modules()))
+    owners = {
+        id(m) in inside
+        for m in anatomy.model.modules()
+        for p in m.parameters(recurse=False)
+        if p is parameter
+    }
+    return True in owners, False in owners
 
 
 def ablate_head(model: Model, layer: int, heads: int | Sequence[int] | Tensor) -> Intervention:
@@ -134,8 +152,7 @@ def ablate_sink(
 ) -> Intervention:
     """Take sinks out of attention: no query that is not a sink itself gives them anything, the rest is normalised to 1.
 
-    With p on sinks and b = sum of p_k v_k over them the head's output becomes (mix - b) / (1 - p); a query that sees nothing but sinks
-    gets 0.
+    A query that sees nothing but sinks gets 0. Learned sinks (gpt-oss) go with the others. Nested ablations take all their sinks out.
 
     Args:
         model: A model or its anatomy.
@@ -144,42 +161,77 @@ def ablate_sink(
         layers: None for all layers with sinks.
 
     Raises:
-        UnknownSite: A layer has no attention whose output could be changed.
+        UnknownSite: No attention, or a layer without one whose output could be changed.
+        UnknownOption: No such layer or position; sinks that are tokens without the batch; in a forward, another batch.
     """
     anatomy = anatomy_of(model)
-    if not isinstance(sinks, Sinks):
-        sinks = Sinks({layer: frozenset(sinks) for layer in anatomy.attention})
-    chosen = [layer for layer in sinks.layers if layers is None or layer in layers]
-    found = sinks
+    found = sinks if isinstance(sinks, Sinks) else _everywhere(anatomy, sinks)
+    for layer in layers or ():
+        check_block(anatomy, layer)
+    chosen = [layer for layer in found.layers if layers is None or layer in layers]
+    if batch is None and any(found.token_ids.get(layer) for layer in chosen):
+        raise UnknownOption(
+            "some of these sinks are tokens wherever they stand; give the batch that will run"
+        )
 
     def mask(layer: int, view: AttentionView) -> Tensor:
-        if batch is not None:
-            return found.mask(layer, batch)
-        return _at_positions(found, layer, view)
+        return found.mask(layer, batch) if batch is not None else _at_positions(found, layer, view)
 
-    return edit_mix(
-        anatomy,
-        chosen,
-        mask,
-        lambda _layer, mix, part, _sink: without_sinks(mix, part),
-        what="ablation of sinks",
-    )
+    @contextmanager
+    def opened() -> Iterator[None]:
+        entry = (chosen, mask)
+        together = _open.setdefault(id(anatomy.model), [])
+        together.append(entry)
+        try:
+            with inner:
+                yield
+        finally:
+            together.remove(entry)
+            if not together:
+                _open.pop(id(anatomy.model), None)
+
+    def of_all(layer: int, view: AttentionView) -> Tensor:
+        masks = [m(layer, view) for its, m in _open[id(anatomy.model)] if layer in its]
+        return torch.stack(masks).any(0)
+
+    inner = edit_mix(anatomy, chosen, of_all, lambda _layer, mix, part, _sink: without_sinks(mix, part))
+    return Intervention(opened, first_layer=inner.first_layer, what="ablation of sinks")
+
+
+def _everywhere(anatomy: Anatomy, positions: Sequence[int]) -> Sinks:
+    if not anatomy.attention:
+        raise UnknownSite(f"{type(anatomy.model).__name__} shows no attention, so it has no sinks")
+    at = numbers(positions, None, what="position", where="an input").tolist()
+    return Sinks({layer: frozenset(at) for layer in anatomy.attention})
 
 
 def _at_positions(sinks: Sinks, layer: int, view: AttentionView) -> Bool[Tensor, "sample key"]:
-    shown = view.logits if view.logits is not None else view.key
-    assert shown is not None
-    num_keys = shown.shape[-1] if view.logits is not None else shown.shape[-2]
-    sink = torch.zeros(shown.shape[0], num_keys, dtype=torch.bool)
+    sink = torch.zeros(_shape(view), dtype=torch.bool)
     for position in sinks.positions.get(layer, ()):
         sink[:, position : position + 1] = True
     return sink
+
+
+def _shape(view: AttentionView) -> tuple[int, int]:
+    """Number of samples and keys."""
+    shown = view.key if view.logits is None else view.logits
+    assert shown is not None
+    return shown.shape[0], shown.shape[-1 if view.logits is not None else -2]
+
+
+def _check_mask(sink: Tensor, view: AttentionView) -> None:
+    if sink.shape != _shape(view):
+        raise UnknownOption(
+            f"the sinks are given for a batch of [sample position] = {list(sink.shape)}; this forward has {list(_shape(view))}"
+        )
 
 
 def without_sinks(
     mix: Float[Tensor, "sample head query channel"], part: SinkPart
 ) -> Float[Tensor, "sample head query channel"]:
     """The normalised rest: what the head would give if it could not see sinks; 0 where it sees nothing else."""
+    if part.rest is not None:
+        return part.rest()
     rest = (1.0 - part.mass)[..., None]
     return torch.where(rest > SMALLEST_REST, (mix - part.bias) / rest.clamp_min(SMALLEST_REST), 0.0)
 
@@ -187,27 +239,29 @@ def without_sinks(
 def edit_mix(
     anatomy: Anatomy,
     layers: Sequence[int],
-    mask: Callable[[int, AttentionView], Tensor],
+    mask: MaskOf,
     edit: MixEdit,
     *,
     what: str = "change of what heads give",
 ) -> Intervention:
     """Change what the output projection reads, knowing what the sinks of the same forward do to it.
 
-    Queries that are sinks themselves keep their values.
+    Queries that are sinks themselves keep their values. It stands for what attention itself computes, so it comes before every change
+    of `attn.mix` that is open already.
 
     Args:
         anatomy: The model with its places.
         layers: Where.
         mask: Layer and its attention to the keys that are sinks, bool [sample key].
-        edit: See `MixEdit`; float32.
+        edit: See `MixEdit`; float32 or the model's type, if that is finer.
         what: In words.
 
     Raises:
-        UnknownSite: A layer has no `attn.mix`.
+        UnknownSite: A layer has no `attn.mix`, or its attention does not show itself.
+        UnknownOption: In a forward: the mask is of another batch.
     """
     for layer in layers:
-        if Site(layer, "attn.mix") not in anatomy.taps:
+        if Site(layer, "attn.mix") not in anatomy.taps or layer not in anatomy.attention:
             raise UnknownSite(
                 f"{type(anatomy.model).__name__} has no {layer}.attn.mix, so its heads cannot be changed"
             )
@@ -219,13 +273,18 @@ def edit_mix(
         def look(view: AttentionView) -> None:
             if view.layer in layers:
                 sink = mask(view.layer, view)
+                _check_mask(sink, view)
                 seen[view.layer] = sink_part(view, sink), sink
 
         def edit_layer(layer: int) -> Edit:
             def change_it(x: Tensor, _rows: Tensor | None) -> Tensor:
                 part, sink = seen.pop(layer)
                 num_heads, num_queries = part.mass.shape[1:]
-                mix = x.float().reshape(-1, num_queries, num_heads, x.shape[-1] // num_heads).transpose(1, 2)
+                mix = (
+                    x.to(torch.promote_types(x.dtype, torch.float32))
+                    .reshape(-1, num_queries, num_heads, x.shape[-1] // num_heads)
+                    .transpose(1, 2)
+                )
                 new = edit(layer, mix, part, sink)
                 keeps = sink[:, None, :, None].to(x.device) if sink.shape[1] == num_queries else False
                 new = torch.where(torch.as_tensor(keeps, device=x.device), mix, new)
@@ -234,7 +293,7 @@ def edit_mix(
             return change_it
 
         edits = {Site(layer, "attn.mix"): edit_layer(layer) for layer in layers}
-        with watch(anatomy, (), on_attention=look), change(anatomy, edits):
+        with watch(anatomy, (), on_attention=look), change(anatomy, edits, first=True):
             yield
 
     return Intervention(opened, first_layer=min(layers, default=anatomy.dims.num_layers), what=what)

@@ -42,12 +42,19 @@ class Intervention(AbstractContextManager["Intervention"]):
     Attributes:
         first_layer: First block that computes something else; what comes before may be reused.
         what: What it does, in words.
+        changes_head: Whether it changes what the model does after its last hidden states.
     """
 
     def __init__(
-        self, open_it: Callable[[], AbstractContextManager[object]], *, first_layer: int, what: str
+        self,
+        open_it: Callable[[], AbstractContextManager[object]],
+        *,
+        first_layer: int,
+        what: str,
+        changes_head: bool = False,
     ) -> None:
         self._open, self.first_layer, self.what = open_it, first_layer, what
+        self.changes_head = changes_head
         self._stacks: list[ExitStack] = []
 
     def __enter__(self) -> Intervention:
@@ -191,7 +198,10 @@ def _fitting(new: Tensor, some: Tensor, site: Site) -> Tensor:
 def _values(given: Any, what: str, site: Site, tokens: Tokens) -> Callable[[Tensor, Tensor], Tensor]:
     """The given values for some rows: one number, one per channel, or one row per token, by its place in `tokens`."""
     try:
-        values = torch.as_tensor(given).detach()
+        # A number of Python is a float64.
+        values = (
+            given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
+        ).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnknownOption(f"{what} {given!r} at {site}: numbers are needed") from error
     if values.dim() > 2:

@@ -5,13 +5,15 @@ in nats per token and per input. A model without a head has no loss; there the d
 
     distance = mean over tokens and channels of (h - h_clean)^2 / variance of that channel
 
-so that an outlier channel counts like any other channel. 0 is no change, 2 is what unrelated states of the same spread would give.
+so that an outlier channel counts like any other channel. 0 is no change, 2 is what unrelated states of the same spread would give. The
+variance is that of the untouched batch, with a floor of a millionth of the median channel's: a channel that never moves has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,7 +27,10 @@ from skerry.corpus.batch import Batch
 
 # Logits of so many numbers at once, float32: 256 MB.
 LOGITS_AT_ONCE = 2**26
+# Share of the median channel's variance that any channel has at least: below it a float32 norm writes noise.
+SMALLEST_VARIANCE = 1e-6
 Outcome = Mapping[str, Float[Tensor, "sample"]]
+Opener = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -78,35 +83,56 @@ class Judge:
         zero = torch.zeros(len(batch.input_ids), dtype=torch.float64)
         if self.vocab is None:
             return Reference(last, {"distance": zero})
-        return Reference(last, {"loss": self._against(batch, last, None)["loss"], "kl": zero})
+        return Reference(last, {"loss": self._against(batch, last, None, nullcontext)["loss"], "kl": zero})
 
     @torch.no_grad()
-    def compare(self, batch: Batch, last: Tensor, reference: Reference) -> Outcome:
-        """The outcome per input, float64 [sample]; NaN for an input without a token that counts."""
+    def compare(
+        self, batch: Batch, last: Tensor, reference: Reference, changed_head: Opener = nullcontext
+    ) -> Outcome:
+        """The outcome per input, float64 [sample]; NaN for an input without a token that counts.
+
+        Args:
+            batch: The inputs.
+            last: The last hidden states under the intervention, [sample position channel].
+            reference: The untouched model's.
+            changed_head: Opens what the intervention does to the head itself, while the head reads `last`.
+        """
         if self.vocab is None:
             return {"distance": _distance(batch, last, reference.last)}
-        return self._against(batch, last, reference.last)
+        return self._against(batch, last, reference.last, changed_head)
 
-    def _against(self, batch: Batch, last: Tensor, clean: Tensor | None) -> dict[str, Tensor]:
+    def _against(
+        self, batch: Batch, last: Tensor, clean: Tensor | None, changed_head: Opener
+    ) -> dict[str, Tensor]:
         counts = (batch.keep[:, 1:] & batch.keep[:, :-1]).to(last.device)
         targets = batch.input_ids[:, 1:].to(last.device)
+        if not targets.shape[1]:  # one token each: nothing is predicted
+            nothing = torch.full((len(last),), math.nan, dtype=torch.float64)
+            return {"loss": nothing, "kl": nothing}
         size = max(1, LOGITS_AT_ONCE // max(1, last.shape[1] * (self.vocab or 1)))
         parts = [
             self._some(
-                last[i : i + size], None if clean is None else clean[i : i + size], targets[i : i + size]
+                last[i : i + size],
+                None if clean is None else clean[i : i + size],
+                targets[i : i + size],
+                changed_head,
             )
             for i in range(0, len(last), size)
         ]
         joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
         return {name: _mean(x, counts) for name, x in joined.items()}
 
-    def _some(self, last: Tensor, clean: Tensor | None, targets: Tensor) -> dict[str, Tensor]:
-        log_p = self._log_probs(last[:, :-1])
+    def _some(
+        self, last: Tensor, clean: Tensor | None, targets: Tensor, changed_head: Opener
+    ) -> dict[str, Tensor]:
+        with changed_head():
+            log_p = self._log_probs(last[:, :-1])
         loss = -log_p.gather(-1, targets[..., None])[..., 0]
         if clean is None:
             return {"loss": loss, "kl": torch.zeros_like(loss)}
         log_q = self._log_probs(clean[:, :-1])
-        return {"loss": loss, "kl": (log_q.exp() * (log_q - log_p)).sum(-1)}
+        # Never below 0 but for rounding.
+        return {"loss": loss, "kl": (log_q.exp() * (log_q - log_p)).sum(-1).clamp_min(0.0)}
 
     def _log_probs(self, last: Tensor) -> Tensor:
         """The model's own code from the last hidden states on: whatever it does to its logits is done."""
@@ -152,11 +178,15 @@ def last_hidden(output: Any) -> Tensor:
 
 
 def _mean(x: Float[Tensor, "sample position"], counts: Tensor) -> Float[Tensor, "sample"]:
-    return ((x.double() * counts).sum(-1) / counts.sum(-1)).cpu()
+    # Not a product: what stands at padding may be no number.
+    return (torch.where(counts, x.double(), 0.0).sum(-1) / counts.sum(-1)).cpu()
 
 
 def _distance(batch: Batch, last: Tensor, clean: Tensor) -> Float[Tensor, "sample"]:
     keep = batch.keep.to(last.device)
-    variance = clean[keep].double().var(dim=0).clamp_min(1e-12)
+    if batch.num_tokens < 2:  # no variance
+        return torch.full((len(last),), math.nan, dtype=torch.float64)
+    variance = clean[keep].double().var(dim=0)
+    variance = variance.clamp_min(max(SMALLEST_VARIANCE * float(variance.median()), 1e-30))
     squared = ((last - clean).double().square() / variance).mean(-1)
     return _mean(squared, keep)

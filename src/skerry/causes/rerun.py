@@ -7,7 +7,7 @@ touches: the blocks before it return what they returned before. With `n` blocks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from skerry.anatomy.sites import Site
 from skerry.causes.interventions import Intervention
 from skerry.causes.outcome import Judge, Outcome, last_hidden
 from skerry.corpus.batch import Batch
+from skerry.errors import UnknownOption
 
 
 class Rerun:
@@ -41,8 +42,7 @@ class Rerun:
         self._kept: list[Any] = []
         with ExitStack() as stack:
             for block in self._blocks:
-                handle = block.register_forward_hook(lambda _m, _a, out: self._kept.append(out))
-                stack.callback(handle.remove)
+                stack.enter_context(_recording(block, self._kept))
             self.last: Float[Tensor, "sample position channel"] = last_hidden(self._forward())
         self._reference = self.judge.reference(batch, self.last)
 
@@ -66,10 +66,14 @@ class Rerun:
             interventions: Opened in this order.
             watch: Opened after them, for this run only: they see what the changed model computes. Sites inside blocks that are not
                 computed again are not shown.
-            first_layer: First block to compute; the first that an intervention touches by default.
+            first_layer: First block to compute; the first that an intervention touches by default, and never a later one.
+
+        Raises:
+            UnknownOption: Something that is no intervention.
         """
         last = self.hidden(*interventions, watch=watch, first_layer=first_layer)
-        return self.judge.compare(self.batch, last, self._reference)
+        on_head = [i for i in interventions if i.changes_head]
+        return self.judge.compare(self.batch, last, self._reference, lambda: _all(on_head))
 
     def hidden(
         self,
@@ -78,16 +82,29 @@ class Rerun:
         first_layer: int | None = None,
     ) -> Float[Tensor, "sample position channel"]:
         """The last hidden states of such a run."""
-        if first_layer is None:
-            first_layer = min(
-                (i.first_layer for i in interventions), default=0 if watch else len(self._blocks)
-            )
+        for i in interventions:
+            if not isinstance(i, Intervention):
+                raise UnknownOption(
+                    f"{i!r} is no intervention, so it is unknown where it begins; pass it as watch=[...] with first_layer=0"
+                )
+        touched = min((i.first_layer for i in interventions), default=0 if watch else len(self._blocks))
+        start = touched if first_layer is None else max(0, min(first_layer, touched))
         with ExitStack() as stack:
-            for block, kept in zip(self._blocks[:first_layer], self._kept, strict=False):
+            for i, block in enumerate(self._blocks[:start]):
+                # The first block that computes may write into what it reads.
+                kept = self._kept[i] if i < start - 1 else _copy(self._kept[i])
                 stack.enter_context(_returning(block, kept))
             for context in (*interventions, *watch):
                 stack.enter_context(context)
             return last_hidden(self._forward())
+
+
+@contextmanager
+def _all(contexts: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def _blocks(anatomy: Anatomy) -> list[nn.Module]:
@@ -97,15 +114,38 @@ def _blocks(anatomy: Anatomy) -> list[nn.Module]:
     return whole if len(whole) == len(set(map(id, whole))) == anatomy.dims.num_layers else []
 
 
-@contextmanager
-def _returning(block: nn.Module, output: Any) -> Iterator[None]:
+def _recording(block: nn.Module, kept: list[Any]) -> AbstractContextManager[None]:
+    """While open what the block returns is kept, as it is before any hook changes it."""
+    before = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = before(*args, **kwargs)
+        kept.append(_copy(out))
+        return out
+
+    return _instead(block, forward)
+
+
+def _returning(block: nn.Module, output: Any) -> AbstractContextManager[None]:
     """While open the block returns this without computing; its hooks still run."""
+    return _instead(block, lambda *_args, **_kwargs: output)
+
+
+@contextmanager
+def _instead(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before, own = block.forward, "forward" in vars(block)
-    block.forward = lambda *_args, **_kwargs: output  # type: ignore[method-assign]
+    block.forward = forward
     try:
         yield
     finally:
         if own:
-            block.forward = before  # type: ignore[method-assign]
+            block.forward = before
         else:
             del block.forward
+
+
+def _copy(output: Any) -> Any:
+    """A block's output in tensors of its own."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    return type(output)(map(_copy, output)) if type(output) in (tuple, list) else output

@@ -7,15 +7,17 @@ it is in p with a value of zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skerry.anatomy.attention import AttentionView, naive_probs
+from skerry.anatomy.attention import AttentionView, naive_logits, naive_probs
 from skerry.corpus.batch import Batch
+from skerry.errors import UnknownSite
 from skerry.outliers.finding import Finding
 
 
@@ -72,29 +74,52 @@ class SinkPart:
     Attributes:
         mass: p: attention that each query gives to sinks, learned ones included.
         bias: Sum over sinks of p_k v_k.
+        rest: Computes what the head would give if it could not see sinks, from a softmax without them: where nearly all attention is
+            on sinks, (mix - bias) / (1 - mass) has no correct digit.
     """
 
     mass: Float[Tensor, "sample head query"]
     bias: Float[Tensor, "sample head query channel"]
+    rest: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 def sink_part(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> SinkPart:
-    """Mass and bias of the sinks in one layer, float32; queries that see no key give 0.
+    """Mass and bias of the sinks in one layer, at least float32; queries that see no key give 0.
 
     Raises:
-        ValueError: The architecture shows no values.
+        UnknownSite: The architecture shows no values.
     """
     if view.value is None:
-        raise ValueError(f"layer {view.layer} shows no value vectors, so what its sinks bring is unknown")
-    probs = naive_probs(view).nan_to_num(0.0)
+        raise UnknownSite(
+            f"block {view.layer} shows no value vectors, so what its sinks bring is unknown; this needs attn.v"
+        )
+    probs = _probs(view)
     learned = 1.0 - probs.sum(-1) if view.sink_logits is not None else torch.zeros(())
-    sunk = probs.float() * sink[:, None, None, :].to(probs.device)
-    value = view.value.float().repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
-    return SinkPart((sunk.sum(-1) + learned.to(sunk)).clamp(0.0, 1.0), sunk @ value)
+    sunk = probs * sink[:, None, None, :].to(probs.device)
+    value = view.value.to(probs).repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
+
+    def rest() -> Tensor:
+        logits = naive_logits(_precise(view))
+        hidden = logits.masked_fill(sink[:, None, None, :].to(logits.device), -math.inf)
+        return hidden.to(probs.dtype).softmax(-1).nan_to_num(0.0) @ value
+
+    return SinkPart((sunk.sum(-1) + learned.to(sunk)).clamp(0.0, 1.0), sunk @ value, rest)
 
 
 def sink_mass(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> Float[Tensor, "sample head query"]:
     """Attention that each query gives to sinks, learned ones included; queries that see no key give 0."""
-    probs = naive_probs(view).nan_to_num(0.0)
+    probs = _probs(view)
     mass = (probs * sink[:, None, None, :].to(probs.device)).sum(-1)
-    return (mass + 1.0 - probs.sum(-1) if view.sink_logits is not None else mass).float().clamp(0.0, 1.0)
+    return (mass + 1.0 - probs.sum(-1) if view.sink_logits is not None else mass).clamp(0.0, 1.0)
+
+
+def _probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
+    """Attention weights, 0 where a query sees no key."""
+    return naive_probs(_precise(view)).nan_to_num(0.0)
+
+
+def _precise(view: AttentionView) -> AttentionView:
+    """The product of half-precision queries and keys in float32, as fused kernels compute it."""
+    if view.query is None or view.key is None or view.query.dtype == torch.float64:
+        return view
+    return replace(view, query=view.query.float(), key=view.key.float())
