@@ -92,7 +92,7 @@ def _notes(
     if not anatomy.attention:
         notes.append("spread: the model has no attention that could be watched")
     elif lacking := layers - set(anatomy.attention):
-        notes.append(f"spread: {_blocks(lacking)} have no attention")
+        notes.append(f"spread: there is no attention that could be watched in {_blocks(lacking)}")
     elif "attention mass" not in measured and not reader.other_shape:
         notes.append(
             "spread: no token can see another one that carries an outlier, so there is no attention to it"
@@ -116,6 +116,8 @@ def _notes(
         notes.append("spread: some values are not finite; those tokens, or inputs, are left out")
     if "attention mass" in measured and "logit share" not in measured:
         notes.append(f"spread: no share of the logit, since {_why_no_share(logits, reader)}")
+    elif "logit share" in measured and (fixed := set(anatomy.attention) - set(logits.layers)):
+        notes.append(f"spread: no share of the logit in {_blocks(fixed)}: the keys cannot be changed there")
     if sinks.learned and "attention mass" in measured:
         notes.append(
             "spread: learned sink logits take a part of all attention; it is not counted as attention to tokens"
