@@ -57,7 +57,10 @@ def test_the_birth_is_told_from_block_to_weight(traces):
         "Channel 2533 is born in block 1: 98 % of its growth is written by the feed-forward; neuron 7890 alone writes 97 % through "
         "w.down[2533, 7890] = 1.61. It reaches 2,391 behind block 14, 11,955 times the median."
     )
-    assert "Block 30 takes it away: it writes 90 % of what it received with the opposite sign" in told
+    assert (
+        "Block 30 takes it away: it writes 90 % of what it received with the opposite sign, 98 % of that by the feed-forward, neurons 3721 and 7006 first."
+        in told
+    )
     assert told.endswith("The same neuron also writes channel 1415 (−1,421).")
 
 
@@ -65,7 +68,10 @@ def test_the_birth_is_told_from_block_to_weight(traces):
     ("name", "words"),
     [
         ("minilm", "4 entries of w.down carry 91 % of it, neurons 856, 607, 1004 and 358 first"),
-        ("embedding", "Channel 7 is there from the start: the embedding already has it."),
+        (
+            "embedding",
+            "the embedding already has it (the position embedding 66 % and the token embedding 36 %).",
+        ),
         (
             "attention",
             "93 % of its growth is written by attention (feed-forward 7 %); head 3 alone writes 88 %",
@@ -221,3 +227,28 @@ def test_verdicts_on_the_terminal_are_words():
 def test_the_list_of_claims_names_their_source():
     shown = printed(lambda rows, console: console.print(claims_list(rows)), made.claims(), width=120)
     assert "arXiv 2502.06415" in shown
+
+
+def test_terms_that_work_against_the_growth_are_told_as_such():
+    rows = made.minilm()
+    shares = {"norm bias": 1.17, "mlp.out": 0.97, "norm gain": -1.55, "attn.out": 0.41}
+    rows["growth"] = [
+        made.grown(0, "birth", 0, "block", part, None, -9.0 * s, s) for part, s in shares.items()
+    ]
+    rows["growth_weights"] = rows["units"] = []
+    told = origin_words(from_tables(made.tables(rows)))
+    assert (
+        "117 % of its growth is written by the norm's bias (feed-forward 97 % and attention 41 %), against −155 % by the norm's gain."
+        in told
+    )
+
+
+def test_tokens_and_positions_are_told_apart(traces):
+    assert traces["minilm"].tokens(0) == ["“[CLS]” 84 %", "“[SEP]” 16 %", "at the first position 84 %"]
+
+
+def test_outliers_without_one_neuron_are_births_of_their_own():
+    rows = made.embedding()
+    rows["carriers"].append({**rows["carriers"][0], "carrier": 1, "channel": 8})
+    trace = from_tables(made.tables(rows))
+    assert trace.families() == [0, 1] and trace.siblings(0) == []

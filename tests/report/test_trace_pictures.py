@@ -67,7 +67,7 @@ def test_a_plain_feed_forward_has_no_gate_and_lists_the_entries_that_share_the_g
     told = story(traces["minilm"], 0)
     titles = [[c.title for c in column] for column in told.birth]
     assert titles == [["mlp.in"], ["up"], ["mlp.down.in"], ["w.down"], ["0.resid.out"]]
-    assert "4 entries together 91 %" in told.birth[3][0].notes
+    assert "first 4 entries together 91 %" in told.birth[3][0].notes
     assert [c.title for c in told.after] == ["3.resid.out", "keys: attention", "values: norm"]  # no exit
 
 
@@ -190,3 +190,43 @@ def test_a_claim_figure_survives_whatever_it_is_given():
         if svg:
             ET.fromstring(svg)
             assert "<script>" not in svg
+
+
+def test_a_feed_forward_that_no_neuron_leads_is_told_as_a_crowd():
+    rows = made.minilm()
+    for r in rows["growth"]:
+        if r["level"] == "neuron":
+            r["share"] *= 0.1
+    told = story(from_tables(made.tables(rows)), 0)
+    assert [[c.title for c in column] for column in told.birth] == [["mlp.out"], ["0.resid.out"]]
+    assert "spread over many neurons" in told.birth[0][0].notes and told.labels == ["94 %"]
+
+
+def test_a_part_that_hardly_took_part_has_no_picture():
+    rows = made.minilm()
+    rows["growth"] = [
+        made.grown(0, "birth", 0, "block", "norm bias", None, -9.0, 0.97),
+        made.grown(0, "birth", 0, "block", "mlp.out", None, -0.2, 0.03),
+    ]
+    told = story(from_tables(made.tables(rows)), 0)
+    assert [[c.title for c in column] for column in told.birth] == [["0.resid.out"]]
+    assert told.birth_title == "Birth: block 0, the norm's bias"
+
+
+def test_without_massive_activations_the_spread_belongs_to_channels_on_few_tokens():
+    rows = made.minilm()
+    rows["carriers"] = [
+        made.carrier(n, n, 0, 3, None, -9.0, kind="outlier channel", num_tokens=t)
+        for n, t in enumerate((100, 400, 50))
+    ]
+    assert from_tables(made.tables(rows), num_tokens=1000).spreading == {0}
+    assert from_tables(made.tables(rows), num_tokens=4000).spreading == {0, 1, 2}
+    assert from_tables(made.tables(rows)).spreading == {0}
+
+
+def test_a_value_of_rounding_does_not_stretch_the_scale():
+    rows = made.attention()
+    for r in rows["lifecycle"]:
+        if (r["layer"], r["site"]) == (5, "resid.out"):
+            r["value"] = 1e-33
+    assert "logarithmic, 1e-5 to" in diagram(from_tables(made.tables(rows)), 0)

@@ -162,7 +162,7 @@ def llama() -> Rows:
     out["carriers"] = [carrier(0, 2533, 1, 14, 30, 2391.0), carrier(1, 1415, 1, 12, 30, -1421.0)]
     for n in (0, 1):
         out["carrier_tokens"] += tokens(
-            n, (0, 1, "<s>", 0.5), (None, 29889, ".", 0.405), (None, 13, "\n", 0.095)
+            n, (0, None, None, 0.5), (None, 1, "<s>", 0.5), (None, 29889, ".", 0.405), (None, 13, "\n", 0.095)
         )
 
     def shape(top):
@@ -207,7 +207,9 @@ def minilm() -> Rows:
     """all-MiniLM-L6-v2: channel 99, in all six layers, at [CLS]; four neurons of block 0 and the norm's gain; no head."""
     out = empty()
     out["carriers"] = [carrier(0, 99, 0, 3, None, -11.6, kind="outlier channel", ratio=41.2, recurrence=0.98)]
-    out["carrier_tokens"] = tokens(0, (0, 101, "[CLS]", 0.84), (None, 102, "[SEP]", 0.16))
+    out["carrier_tokens"] = tokens(
+        0, (0, None, None, 0.84), (None, 101, "[CLS]", 0.84), (None, 102, "[SEP]", 0.16)
+    )
     out["lifecycle"] = life(0, 6, lambda i: -0.9 if i == 0 else -9.0 - 0.9 * min(i, 3))
     out["growth"] = [
         grown(0, "birth", 0, "block", "mlp.out", None, -8.5, 0.935),
@@ -239,8 +241,10 @@ def embedding() -> Rows:
     """Born in the embedding, and it stays."""
     out = empty()
     out["carriers"] = [carrier(0, 7, None, 1, None, 41.0)]
-    out["carrier_tokens"] = tokens(0, (0, 0, "<bos>", 1.0))
+    out["carrier_tokens"] = tokens(0, (0, None, None, 1.0), (None, 0, "<bos>", 1.0))
     out["lifecycle"] = life(0, 4, lambda i: 30.0 + i)
+    shares = (("w.embed", 0.36), ("w.position", 0.66), ("w.type", -0.02), ("unexplained", -1e-9))
+    out["growth"] = [grown(0, "birth", None, "block", part, None, 30.0 * s, s) for part, s in shares]
     return out
 
 
@@ -248,7 +252,7 @@ def attention() -> Rows:
     """Born in attention, one head; no feed-forward numbers, no sinks."""
     out = empty()
     out["carriers"] = [carrier(0, 12, 2, 3, 5, 88.0)]
-    out["carrier_tokens"] = tokens(0, (0, 0, None, 1.0))
+    out["carrier_tokens"] = tokens(0, (0, None, None, 1.0), (None, 0, None, 1.0))
     out["lifecycle"] = life(0, 6, lambda i: 0.2 if i < 3 else 88.0 if i < 5 else 9.0)
     out["growth"] = [
         grown(0, "birth", 2, "block", "attn.out", None, 80.0, 0.93),

@@ -44,7 +44,9 @@ def html(
         notes: What the trace could not measure, in its own words.
     """
     script = _asset("report.js")
-    trace = from_tables(tables, claims=claims, notes=notes, model=summary.model.name)
+    trace = from_tables(
+        tables, claims=claims, notes=notes, model=summary.model.name, num_tokens=summary.model.num_tokens
+    )
     return _template().render(
         **context(summary, complete(tables), record or {}),
         causes=trace_sections(trace),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from . import charts
 from . import formatting as f
@@ -15,6 +16,8 @@ from .lifecycle import picture
 from .trace_data import Row, Trace, known
 
 MOST = 6
+Scale = Callable[[float | int], float | int]
+Frame = tuple[float | int, float | int, float | int, float | int]
 WIDTH, HEIGHT = 400.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 44.0, 58.0
 # Where a site of a block stands on the axis: the embedding at -1, the end of block n at n.
@@ -42,6 +45,8 @@ def points(trace: Trace, number: int) -> list[tuple[float | int, Row]]:
 def panel(trace: Trace, c: Row) -> str:
     """The course of one carrier, or nothing when none was measured."""
     course = points(trace, c["carrier"])
+    # Between the sublayers the stream may have another scale (norms behind the sum): the line goes from block end to block end.
+    course = [p for p in course if p[1]["site"] != "resid.mid"]
     if not course:
         return ""
     x = x_scale(course)
@@ -51,7 +56,7 @@ def panel(trace: Trace, c: Row) -> str:
     body += [_poly(other, "s other")] if len(other) > 1 else []
     body.append(_poly([(x(at), y(r["value"])) for at, r in course], "s a"))
     body += [_dot(x(at), y(r["value"])) for at, r in course] if len(course) <= 40 else []
-    body += _events(trace, c, x, y)
+    body += _events(trace, c, course, x, y)
     kind = f.tidy(c["kind"] or "outlier")
     body.append(charts.text(0, 12, f"Channel {c['channel']}", cls="ct"))
     tokens = f.listing(trace.tokens(c["carrier"]), limit=2)
@@ -62,7 +67,7 @@ def panel(trace: Trace, c: Row) -> str:
     return picture(body, width=WIDTH, height=HEIGHT, title=title, description=_told(course), cls="course")
 
 
-def x_scale(course: Sequence[tuple[float | int, Row]]) -> Callable[[float | int], float | int]:
+def x_scale(course: Sequence[tuple[float | int, Row]]) -> Scale:
     """From layer to the drawing."""
     low, high = course[0][0], course[-1][0]
     return lambda at: _LEFT + (at - low) / ((high - low) or 1) * (WIDTH - _LEFT - _RIGHT)
@@ -70,7 +75,7 @@ def x_scale(course: Sequence[tuple[float | int, Row]]) -> Callable[[float | int]
 
 def y_scale(
     course: Sequence[tuple[float | int, Row]],
-) -> tuple[Callable[[float | int], float | int], list[float | int]]:
+) -> tuple[Scale, list[float | int]]:
     """An asinh axis over all values, bands and other tokens; its unit is what other tokens have. And its ticks."""
     values = [r[k] for _, r in course for k in ("value", "low", "high", "other") if known(r[k])]
     others = sorted(r["other"] for _, r in course if known(r["other"]) and r["other"] > 0)
@@ -94,9 +99,9 @@ def _ticks(low: float | int, high: float | int, unit: float | int) -> list[float
 
 def _axes(
     course: Sequence[tuple[float | int, Row]],
-    x: Callable[[float | int], float | int],
+    x: Scale,
     ticks: Sequence[float | int],
-    y: Callable[[float | int], float | int],
+    y: Scale,
 ) -> list[str]:
     out = []
     for tick in ticks:
@@ -115,8 +120,8 @@ def _axes(
 
 def _band(
     course: Sequence[tuple[float | int, Row]],
-    x: Callable[[float | int], float | int],
-    y: Callable[[float | int], float | int],
+    x: Scale,
+    y: Scale,
 ) -> list[str]:
     rows = [(x(at), y(r["low"]), y(r["high"])) for at, r in course if known(r["low"]) and known(r["high"])]
     if len(rows) < 2:
@@ -133,13 +138,12 @@ def _dot(x: float | int, y: float | int) -> str:
     return f'<circle class="m a" cx="{x:.1f}" cy="{y:.1f}" r="1.7"/>'
 
 
-def _events(
-    trace: Trace, c: Row, x: Callable[[float | int], float | int], y: Callable[[float | int], float | int]
-) -> list[str]:
-    """Marks at birth, peak and exit, each with its name and block, on the far side of the line from zero."""
+def _events(trace: Trace, c: Row, course: Sequence[tuple[float | int, Row]], x: Scale, y: Scale) -> list[str]:
+    """Marks at birth, peak and exit, each with its name and block where neither the line nor another name is."""
     shapes = {"birth": "M0,-5l5,9h-10z", "peak": "M-4,-4h8v8h-8z", "exit": "M0,5l5,-9h-10z"}
     out: list[str] = []
-    placed: list[tuple[float | int, float | int, float | int]] = []
+    taken: list[Frame] = []
+    line = [(x(at), y(r["value"])) for at, r in course]
     for name, shape in shapes.items():
         layer = c[f"{name}_layer"]
         row = trace.life(c["carrier"], layer, "resid.out") if layer is not None else None
@@ -148,18 +152,44 @@ def _events(
         if row is None or layer is None or not known(row["value"]):
             continue
         at = x(layer), y(row["value"])
-        # On the far side of the line; an end, where the line comes from there, on the near side.
-        side = -11 if (row["value"] >= 0) != (name == "exit") else 19
         label = "birth: embedding" if layer == -1 else f"{name} {layer}"
-        half = len(label) * 3.0
-        left = min(max(at[0], _LEFT + half), WIDTH - half)
-        # Two marks close to each other: the later name goes one line further out.
-        far = sum(abs(left - p[0]) < half + p[2] + 4 and abs(at[1] - p[1]) < 14 for p in placed)
-        placed.append((left, at[1], half))
+        frame = _free(at, len(label) * 6.0, line, taken, up=row["value"] >= 0)
+        taken.append(frame)
         out.append(f'<path class="event" d="{shape}" transform="translate({at[0]:.1f},{at[1]:.1f})"/>')
-        height = at[1] + side + far * (-12 if side < 0 else 12)
-        out.append(charts.text(left, height, label, cls="n", anchor="middle"))
+        out.append(charts.text((frame[0] + frame[2]) / 2, frame[3] - 2, label, cls="n", anchor="middle"))
     return out
+
+
+def _free(
+    at: tuple[float | int, float | int],
+    width: float | int,
+    line: Sequence[tuple[float | int, float | int]],
+    taken: Sequence[Frame],
+    *,
+    up: bool,
+) -> Frame:
+    """The first frame for a name above or below a mark that no line and no other name crosses."""
+    centre = min(max(at[0], _LEFT + width / 2), WIDTH - width / 2)
+    sides = (-9, 21, -22, 34) if up else (21, -9, 34, -22)
+    frames = [(centre - width / 2, at[1] + s - 11, centre + width / 2, at[1] + s + 2) for s in sides]
+    inside = [fr for fr in frames if fr[1] > 28 and fr[3] < HEIGHT - _BOTTOM + 4]
+    clear = [fr for fr in inside if not any(_meet(fr, other) for other in taken)]
+    alone = [fr for fr in clear if not _crossed(fr, line)]
+    return next(iter([*alone, *clear, *inside, *frames]))
+
+
+def _meet(a: Frame, b: Frame) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _crossed(frame: Frame, line: Sequence[tuple[float | int, float | int]]) -> bool:
+    """Whether a line of straight pieces runs through a frame."""
+    for (x0, y0), (x1, y1) in pairwise(line):
+        for step in range(21):
+            x, y = x0 + (x1 - x0) * step / 20, y0 + (y1 - y0) * step / 20
+            if frame[0] < x < frame[2] and frame[1] < y < frame[3]:
+                return True
+    return False
 
 
 def _legend(y: float | int) -> list[str]:

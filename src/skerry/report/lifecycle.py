@@ -82,7 +82,8 @@ class Axis:
         sizes = [abs(b.value) for c in cards for b in c.bars if b.scale == "size" and b.value]
         if not sizes:
             return cls(1.0, 10.0)
-        low = 10.0 ** math.floor(math.log10(min(sizes)) - 0.05)
+        # A value that is nothing but rounding would stretch the scale beyond use.
+        low = 10.0 ** math.floor(math.log10(max(min(sizes), max(sizes) * 1e-6)) - 0.05)
         return cls(low, max(max(sizes), low * 10))
 
     def length(self, bar: Bar) -> float | int:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from . import formatting as f
-from .trace_data import Row, Trace, known, part_name
+from .trace_data import NAMED, SEEN, Row, Trace, known, part_name
 
 Scale = Literal["size", "share", "ratio"]
-MASSIVE = "massive activation"
+MOST_WEIGHTS = 16  # more entries than this are a crowd, not super weights
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def story(trace: Trace, number: int) -> Story:
 def _birth_title(trace: Trace, c: Row) -> str:
     if c["birth_layer"] is None:
         return "Birth: already in the embedding"
-    main = trace.growth(c["carrier"], "birth", "block")
+    main = trace.writers(c["carrier"], "birth")
     where = f", {part_name(main[0]['part'])}" if main else ""
     return f"Birth: block {c['birth_layer']}{where}"
 
@@ -111,12 +111,15 @@ def _birth_title(trace: Trace, c: Row) -> str:
 def birth(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
     """Columns from what the block reads to the residual stream, and the labels of the arrows between them."""
     residual = residual_card(trace, c)
-    main = next(iter(trace.growth(c["carrier"], "birth", "block")), None)
-    if c["birth_layer"] is None:
+    terms = trace.growth(c["carrier"], "birth", "block")
+    shares = {r["part"]: r["share"] for r in terms}
+    attention, mlp = shares.get("attn.out", 0.0), shares.get("mlp.out", 0.0)
+    # A sublayer that hardly took part has no picture here: the bars beside the stream say who wrote it.
+    if c["birth_layer"] is None or (terms and max(attention, mlp) < NAMED):
         return [[residual]], []
-    if main is not None and main["part"] == "attn.out":
+    if attention > mlp:
         heads = head_card(trace, c)
-        return ([[heads], [residual]], [_share(main["share"])]) if heads else ([[residual]], [])
+        return ([[heads], [residual]], [_share(attention)]) if heads else ([[residual]], [])
     columns, labels = feed_forward(trace, c)
     return [*columns, [residual]], labels
 
@@ -124,6 +127,12 @@ def birth(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
 def feed_forward(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
     """Norm, gate and up, product, weight, as far as they were measured; one label for each arrow, the last one to the stream."""
     number, neuron = c["carrier"], trace.neuron(c["carrier"])
+    first = [r for r in trace.growth(number, "birth", "neuron") if r["index"] == neuron]
+    if first and first[0]["share"] < NAMED:
+        share = next(
+            (r["share"] for r in trace.growth(number, "birth", "block") if r["part"] == "mlp.out"), None
+        )
+        return [[crowd_card(trace, c)]], [_share(share)]
     factors = trace.factors(number)
     columns: list[list[Card]] = []
     labels: list[str] = []
@@ -146,9 +155,8 @@ def feed_forward(trace: Trace, c: Row) -> tuple[list[list[Card]], list[str]]:
         "×" if factors.get("gate") else "",
     )
     add([weight_card(trace, c)], "")
-    neurons = [r for r in trace.growth(number, "birth", "neuron") if r["index"] == neuron]
     if columns:
-        labels.append(_share(neurons[0]["share"]) if neurons else "")
+        labels.append(signed_percent(first[0]["share"]) if first else "")
     return columns, labels
 
 
@@ -157,7 +165,9 @@ def _share(share: float | int | None) -> str:
 
 
 def signed_percent(share: float | int) -> str:
-    """A share that may be negative."""
+    """A share that may be negative; a vanishing one has no sign."""
+    if abs(share) < 0.0005:
+        return f.percent(abs(share))
     return f"−{f.percent(-share)}" if share < 0 else f.percent(share)
 
 
@@ -199,17 +209,27 @@ def weight_card(trace: Trace, c: Row) -> Card | None:
     notes = []
     if first["share"] is not None:
         notes.append(f"carries {signed_percent(first['share'])} of the growth")
-    for r in rows[1:4]:
+    for r in rows[1 : 4 if len(rows) <= MOST_WEIGHTS else 1]:
         told = f": {signed_percent(r['share'])}" if r["share"] is not None else ""
         notes.append(f"[{r['row']}, {r['column']}] = {f.number(r['value'])}{told}")
     last = rows[-1]
     if len(rows) > 1 and last["cumulative"] is not None:
-        notes.append(f"{len(rows)} entries together {f.percent(last['cumulative'])}")
+        notes.append(f"first {len(rows)} entries together {f.percent(last['cumulative'])}")
     return Card(
         f"w.down{expert}",
         f"[{first['row']}, {first['column']}]",
         big=f"× {f.number(first['value'])}",
         notes=tuple(notes),
+    )
+
+
+def crowd_card(trace: Trace, c: Row) -> Card:
+    """The feed-forward when no neuron writes much by itself: the first ones."""
+    rows = [r for r in trace.growth(c["carrier"], "birth", "neuron") if r["index"] is not None]
+    rows.sort(key=lambda r: -r["share"])
+    shares = tuple((f"neuron {r['index']}", r["share"]) for r in rows[:4])
+    return Card(
+        "mlp.out", f"channel {c['channel']}, by neuron", shares=shares, notes=("spread over many neurons",)
     )
 
 
@@ -235,7 +255,11 @@ def residual_card(trace: Trace, c: Row) -> Card:
         there = None if layer is None else trace.life(other["carrier"], layer, "resid.out")
         value = f": {f.number(there['value'])}" if there is not None and there["value"] is not None else ""
         notes.append(f"also channel {other['channel']}{value}")
-    shares = tuple((part_name(r["part"]), r["share"]) for r in trace.growth(number, "birth", "block")[:5])
+    shares = tuple(
+        (part_name(r["part"]), r["share"])
+        for r in trace.growth(number, "birth", "block")[:5]
+        if abs(r["share"]) >= SEEN
+    )
     bars = pair(row["value"], row["other"]) if row is not None else ()
     if not (bars or shares or notes):
         notes.append("no value was measured here")
@@ -245,8 +269,8 @@ def residual_card(trace: Trace, c: Row) -> Card:
 def follow(trace: Trace, c: Row) -> tuple[list[Card], list[str]]:
     """Plateau, keys, values and exit, those that were measured, and what is written on their arrows."""
     found = [(plateau_card(trace, c), "")]
-    # The spread is measured at the tokens of massive activations; where there are such, it says nothing of other outliers.
-    if c["kind"] == MASSIVE or all(x["kind"] != MASSIVE for x in trace.carriers):
+    # The spread is measured at the tokens of some outliers; it says nothing of the others.
+    if c["carrier"] in trace.spreading:
         found += [keys_card(trace, c), values_card(trace, c)]
     found.append(exit_card(trace, c))
     kept = [(card, label) for card, label in found if card is not None]
@@ -348,10 +372,16 @@ def exit_card(trace: Trace, c: Row) -> tuple[Card | None, str]:
         notes.append(f"received {f.number(before['value'])}")
     if known(c["cancellation"]):
         notes.append(f"takes back {f.percent(c['cancellation'])} of it")
-    neurons = [r for r in trace.growth(number, "exit", "neuron") if r["index"] is not None][:2]
+    neurons = [
+        r for r in trace.growth(number, "exit", "neuron") if r["index"] is not None and r["share"] >= NAMED
+    ][:2]
     if neurons:
         told = ", ".join(f"{r['index']} ({signed_percent(r['share'])})" for r in neurons)
         notes.append(f"neuron{'s' if len(neurons) > 1 else ''} {told}")
     bars = pair(row["value"], row["other"]) if row is not None else ()
-    shares = tuple((part_name(r["part"]), r["share"]) for r in trace.growth(number, "exit", "block")[:3])
+    shares = tuple(
+        (part_name(r["part"]), r["share"])
+        for r in trace.growth(number, "exit", "block")[:3]
+        if abs(r["share"]) >= SEEN
+    )
     return Card(f"{layer}.resid.out", "exit", bars, shares=shares, notes=tuple(notes)), "opposite sign"

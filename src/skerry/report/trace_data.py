@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from skerry.run import Run
 
 Row = dict[str, Any]
+# Smaller shares of a block's sum are not told; the tables have them.
+SEEN = 0.005
+# A neuron or head is named beside its part when it carries at least so much of the change.
+NAMED = 0.1
+MOST_TOKENS = 3
+# As in causes.spread: without massive activations, channels on fewer tokens than this share are followed.
+FEW = 0.25
 TRACE_TABLES = ("carriers", "carrier_tokens", "lifecycle", "growth", "factors", "growth_weights", "units")
 PART_NAMES = {
     "attn.out": "attention",
@@ -31,6 +38,10 @@ PART_NAMES = {
     "norm bias": "the norm's bias",
     "centre": "the norm's centring",
     "bias": "the bias",
+    "w.embed": "the token embedding",
+    "w.position": "the position embedding",
+    "w.type": "the segment embedding",
+    "unexplained": "unexplained",
     "rest": "the rest of the list",
 }
 
@@ -44,12 +55,14 @@ class Trace:
         claims: Results of the claims as plain mappings; None where they were not run.
         notes: Statements of the trace about what could not be measured.
         model: Name of the model.
+        num_tokens: Tokens of the text; None when not known.
     """
 
     rows: Mapping[str, list[Row]]
     claims: list[Row] | None = None
     notes: tuple[str, ...] = ()
     model: str = ""
+    num_tokens: int | None = None
 
     def __getitem__(self, name: str) -> list[Row]:
         return self.rows.get(name, [])
@@ -90,6 +103,11 @@ class Trace:
         ]
         return sorted(rows, key=lambda r: -abs(r["share"]))
 
+    def writers(self, number: int, event: str) -> list[Row]:
+        """The terms of the block's sum that make the change, largest first: those of at least half a per cent."""
+        rows = [r for r in self.growth(number, event, "block") if r["share"] >= SEEN]
+        return sorted(rows, key=lambda r: -r["share"])
+
     def unit(self, number: int, event: str = "birth") -> Row | None:
         """The unit that explains most with least."""
         rows = [r for r in self["units"] if (r["carrier"], r["event"]) == (number, event)]
@@ -101,12 +119,26 @@ class Trace:
         return sorted(rows, key=lambda r: r["rank"] if r["rank"] is not None else math.inf)
 
     def neuron(self, number: int, event: str = "birth") -> int | None:
-        """The neuron that writes most of the change, if neurons were told apart."""
-        rows = [r for r in self.growth(number, event, "neuron") if r["index"] is not None]
-        if rows:
-            return int(rows[0]["index"])
+        """The neuron that writes most of the change, if neurons were told apart: the one whose factors are known, else the first."""
         found = [r["neuron"] for r in self["factors"] if (r["carrier"], r["event"]) == (number, event)]
-        return next((int(n) for n in found if n is not None), None)
+        rows = [r for r in self.growth(number, event, "neuron") if r["index"] is not None]
+        best = max(rows, key=lambda r: r["share"], default={"index": None})
+        return next((int(n) for n in (*found, best["index"]) if n is not None), None)
+
+    @cached_property
+    def spreading(self) -> set[int]:
+        """Carriers at whose tokens the spread was measured: massive activations; without any, channels bound to few tokens."""
+        massive = {c["carrier"] for c in self["carriers"] if c["kind"] == "massive activation"}
+        if massive or not self["carriers"]:
+            return massive
+        # Their tokens together; counted twice where they share some, so rather one too few than one too many.
+        limit, together = FEW * (self.num_tokens or 0), 0
+        out: set[int] = set()
+        for c in sorted(self["carriers"], key=lambda r: r["carrier"]):
+            together += c["num_tokens"] or 0
+            if not out or together < limit:
+                out.add(c["carrier"])
+        return out
 
     def factors(self, number: int, event: str = "birth") -> dict[str, Row]:
         """The factors of that neuron by name."""
@@ -118,15 +150,16 @@ class Trace:
         }
 
     def tokens(self, number: int) -> list[str]:
-        """Where a carrier lives, most frequent first: `first token 52 %`, `. 40 %`. Inert text."""
-        out = []
+        """Which tokens carry it, most frequent first: `“[CLS]” 84 %`; and where, when one position has a fifth of them. Inert text."""
         rows = [r for r in self["carrier_tokens"] if r["carrier"] == number and r["share"] is not None]
-        for r in sorted(rows, key=lambda r: -r["share"]):
-            name = f.token_name(r["token"], r["token_id"])
-            place = None if r["position"] is None else _position(r["position"])
-            words = " ".join(w for w in (place, f"({name})" if place and name else name) if w)
-            out.append(f"{words} {f.percent(r['share'])}" if words else f.percent(r["share"]))
-        return out
+        rows.sort(key=lambda r: -r["share"])
+        names = [(f.token_name(r["token"], r["token_id"]), r["share"]) for r in rows]
+        told = [f"“{name}” {f.percent(share)}" for name, share in names if name is not None]
+        places = [r for r in rows if r["position"] is not None and r["share"] >= 0.2]
+        return [
+            *told[:MOST_TOKENS],
+            *(f"{_position(r['position'])} {f.percent(r['share'])}" for r in places[:1]),
+        ]
 
     def spread(self, measure: str) -> list[Row]:
         """A measure of the spread by layer (whole layers; heads where only they were measured), in order."""
@@ -153,25 +186,29 @@ class Trace:
         known = {r["outcome"] for r in (*self["effects"], *self["roles"])}
         return next((o for o in ("loss", "kl", "distance") if o in known), None)
 
+    def source(self, number: int) -> tuple[int | None, int] | None:
+        """Block and neuron of a birth that one neuron carries; None for any other birth."""
+        neuron = self.neuron(number)
+        shares = [r["share"] for r in self.growth(number, "birth", "neuron") if r["index"] == neuron]
+        named = neuron is not None and bool(shares) and shares[0] >= NAMED
+        return (self.carrier(number)["birth_layer"], neuron) if named and neuron is not None else None
+
     def siblings(self, number: int) -> list[Row]:
         """Other carriers born in the same block through the same neuron."""
-        key = self.carrier(number)["birth_layer"], self.neuron(number)
-        return [
-            c
-            for c in self.carriers
-            if c["carrier"] != number and (c["birth_layer"], self.neuron(c["carrier"])) == key
-        ]
+        mine = self.source(number)
+        others = [c for c in self.carriers if c["carrier"] != number]
+        return [] if mine is None else [c for c in others if self.source(c["carrier"]) == mine]
 
     def families(self) -> list[int]:
-        """The most extreme carrier of every birth (block and neuron), most extreme first."""
-        seen: dict[tuple[int | None, int | None], int] = {}
+        """The most extreme carrier of every birth, most extreme first; births through one neuron are one."""
+        seen: dict[object, int] = {}
         for c in self.carriers:
-            seen.setdefault((c["birth_layer"], self.neuron(c["carrier"])), c["carrier"])
+            seen.setdefault(self.source(c["carrier"]) or ("alone", c["carrier"]), c["carrier"])
         return list(seen.values())
 
 
 def _position(position: int) -> str:
-    return "first token" if position == 0 else f"position {position}"
+    return "at the first position" if position == 0 else f"at position {position}"
 
 
 def part_name(part: str | None) -> str:
@@ -209,6 +246,7 @@ def from_tables(
     claims: Iterable[Any] | None = None,
     notes: Sequence[str] = (),
     model: str = "",
+    num_tokens: int | None = None,
 ) -> Trace:
     """A trace from the tables of a run; `claims` are results as mappings or as objects with `model_dump`."""
     rows = {
@@ -216,7 +254,9 @@ def from_tables(
         for name in CAUSE_TABLES
         if name in tables
     }
-    return Trace(rows, None if claims is None else [plain(c) for c in claims], tuple(notes), model)
+    return Trace(
+        rows, None if claims is None else [plain(c) for c in claims], tuple(notes), model, num_tokens
+    )
 
 
 def plain(claim: Any) -> Row:
@@ -228,11 +268,13 @@ def plain(claim: Any) -> Row:
 def from_run(run: Run) -> Trace:
     """A trace from a run's tables, the notes of its stages and `claims.json`, as far as they are there."""
     tables = {name: run.table(name) for name in run.table_names if name in CAUSE_TABLES}
+    card = run.summary_document()["model"] if run.has("summary.json") else {}
     return from_tables(
         tables,
         claims=read_claims(run),
         notes=trace_notes(run),
-        model=f.tidy(str(run.record.request.get("model", ""))),
+        model=f.tidy(str(card.get("name", run.record.request.get("model", "")))),
+        num_tokens=card.get("num_tokens"),
     )
 
 

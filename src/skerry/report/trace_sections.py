@@ -104,7 +104,7 @@ def _growth_row(c: Row, event: str, r: Row) -> list[str]:
     expert = f" of expert {r['expert']}" if r["expert"] is not None and r["level"] != "expert" else ""
     number = r["index"] if r["index"] is not None else r["expert"] if r["level"] == "expert" else None
     name = part_name(r["part"]) if number is None else f"{r['level']} {number}{expert}"
-    place = f"{event}, block {r['layer']}"
+    place = f"{event}, embedding" if r["layer"] is None else f"{event}, block {r['layer']}"
     return [
         str(c["channel"]),
         place,

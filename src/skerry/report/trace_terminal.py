@@ -91,7 +91,7 @@ def carriers_table(trace: Trace, *, blocks: bool = True) -> Table:
 
 def _writer(trace: Trace, c: Row) -> str:
     """The part with the largest share, and its neuron or head where one alone carries most."""
-    terms = trace.growth(c["carrier"], "birth", "block")
+    terms = trace.writers(c["carrier"], "birth")
     if not terms:
         return "–" if c["birth_layer"] is not None else "embedding"
     unit = trace.unit(c["carrier"])

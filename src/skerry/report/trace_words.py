@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from . import formatting as f
 from .effect_charts import controls, dose_rows, strongest
-from .lifecycle_cards import signed_percent
-from .trace_data import Row, Trace, interval, known, part_name
+from .lifecycle_cards import MOST_WEIGHTS, signed_percent
+from .trace_data import NAMED, Row, Trace, interval, known, part_name
 
 VERDICTS = ("refuted", "supported", "inconclusive", "not applicable")
 _UNIT = {"loss": " nats per token", "kl": " nats per token", "distance": "", "sink mass": ""}
@@ -57,18 +57,21 @@ def carrier_words(trace: Trace, number: int) -> str:
 
 def _birth(trace: Trace, c: Row) -> str:
     name, number = f"Channel {c['channel']}", c["carrier"]
+    writers = trace.writers(number, "birth")
+    against = [r for r in trace.growth(number, "birth", "block") if r["share"] <= -0.05]
+    rest = [f"{part_name(r['part'])} {f.percent(r['share'])}" for r in writers[1:] if r["share"] >= 0.05][:3]
     if c["birth_layer"] is None:
-        return f"{name} is there from the start: the embedding already has it."
+        parts = [f"{part_name(r['part'])} {f.percent(r['share'])}" for r in writers[:1]] + rest
+        told = f" ({f.listing(parts)})" if parts else ""
+        return f"{name} is there from the start: the embedding already has it{told}."
     start = f"{name} is born in block {c['birth_layer']}"
-    terms = trace.growth(number, "birth", "block")
-    if not terms:
+    if not writers:
         return f"{start}; what wrote it was not measured."
-    first = terms[0]
-    text = f"{start}: {signed_percent(first['share'])} of its growth is written by {_the(first['part'])}"
-    others = [r for r in terms[1:] if abs(r["share"]) >= 0.05][:3]
-    if others:
-        more = (f"{part_name(r['part'])} {signed_percent(r['share'])}" for r in others)
-        text += f" ({f.listing(more)})"
+    text = f"{start}: {f.percent(writers[0]['share'])} of its growth is written by {_the(writers[0]['part'])}"
+    text += f" ({f.listing(rest)})" if rest else ""
+    if against:
+        taken = [f"{signed_percent(r['share'])} by {_the(r['part'])}" for r in against]
+        text += f", against {f.listing(taken)}"
     told = _unit(trace, c)
     return f"{text}{f'; {told}' if told else ''}."
 
@@ -96,11 +99,12 @@ def _unit(trace: Trace, c: Row) -> str:
         return f"{alone} through {through}" if through else alone
     if unit is not None and unit["unit"] == "expert" and unit["index"] is not None:
         return f"expert {unit['index']} alone writes {f.percent(unit['share'])}"
-    if len(weights) > 1:
+    if 1 < len(weights) <= MOST_WEIGHTS:
         last = weights[-1]["cumulative"]
         share = f" carry {f.percent(last)} of it" if known(last) else " carry most of it"
         return f"{len(weights)} entries of w.down{share}, neurons {f.listing((str(w['column']) for w in weights), limit=4)} first"
-    if heads:
+    attention = next(iter(trace.writers(number, "birth")), None)
+    if attention is not None and attention["part"] == "attn.out" and heads:
         return f"head {heads[0]['index']} writes most, {signed_percent(heads[0]['share'])}"
     return "no single head, neuron or weight writes most of it" if unit is not None else ""
 
@@ -137,9 +141,18 @@ def _end(trace: Trace, c: Row) -> str:
     text = f"Block {c['exit_layer']} takes it away"
     if known(c["cancellation"]):
         text += f": it writes {f.percent(c['cancellation'])} of what it received with the opposite sign"
-    neurons = [r for r in trace.growth(c["carrier"], "exit", "neuron") if r["index"] is not None][:2]
+    writers = trace.writers(c["carrier"], "exit")
+    if writers:
+        text += f", {f.percent(writers[0]['share'])} of that by {_the(writers[0]['part'])}"
+    neurons = [
+        r
+        for r in trace.growth(c["carrier"], "exit", "neuron")
+        if r["index"] is not None and r["share"] >= NAMED
+    ][:2]
     if neurons:
-        text += f", most of it by neuron{'s' if len(neurons) > 1 else ''} {f.listing(str(r['index']) for r in neurons)}"
+        text += (
+            f", neuron{'s' if len(neurons) > 1 else ''} {f.listing(str(r['index']) for r in neurons)} first"
+        )
     return f"{text}."
 
 
@@ -150,8 +163,6 @@ def _siblings(trace: Trace, c: Row) -> str:
     names = f.listing(
         f"channel {o['channel']}" + (f" ({f.number(o['peak'])})" if known(o["peak"]) else "") for o in others
     )
-    if c["birth_layer"] is None or trace.neuron(c["carrier"]) is None:
-        return f"Born there too: {names}."
     return f"The same neuron also writes {names}."
 
 
