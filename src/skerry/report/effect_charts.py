@@ -15,7 +15,7 @@ WIDTH = 400.0
 UNITS = {
     "loss": "nats per token",
     "kl": "nats per token",
-    "distance": "distance of last hidden states",
+    "distance": "of the last hidden states",
     "sink mass": "share of attention",
 }
 PATHS = ("birth", "super weight", "path", "start", "sink", "removal")
@@ -132,7 +132,9 @@ def _known(value: float | int | None) -> tuple[float | int, ...]:
 
 
 def _unit(outcome: str) -> str:
-    return f", {UNITS[outcome]}" if outcome in UNITS else ""
+    if outcome not in UNITS:
+        return ""
+    return f" {UNITS[outcome]}" if outcome == "distance" else f", {UNITS[outcome]}"
 
 
 def _draw_mark(
@@ -208,7 +210,7 @@ def dose_panel(trace: Trace, outcome: str) -> str:
     ]
     y, ticks = linear(values, height - bottom, top)
     x, _ = linear([r["dose"] for r in rows], left + 6, WIDTH - 14)
-    body = [charts.text(0, 12, f"{outcome}{_place(rows[0])}", cls="ct")]
+    body = [charts.text(0, 12, _heading(rows[0]), cls="ct")]
     for t in ticks:
         body += [
             charts.line(left, y(t), WIDTH - 8, y(t), "g zero" if t == 0 else "g"),
@@ -238,6 +240,6 @@ def dose_panel(trace: Trace, outcome: str) -> str:
     )
 
 
-def _place(row: Row) -> str:
-    unit = _unit(row["outcome"])
-    return f": change{unit}" + ("" if row["outcome_layer"] is None else f" (block {row['outcome_layer']})")
+def _heading(row: Row) -> str:
+    place = "" if row["outcome_layer"] is None else f" (block {row['outcome_layer']})"
+    return f"Change of {row['outcome']}{_unit(row['outcome'])}{place}"

@@ -328,7 +328,7 @@ def _stack(
     rows: Sequence[Sequence[Card]], heading: str, labels: Sequence[str], axis: Axis, y: float | int, above: list[Box] | None, body: list[str], *, branch: bool = False,
 ) -> tuple[float | int, list[Box] | None]:  # fmt: skip
     body.append(charts.text(0, y, wrap(heading, 44)[0], cls="ph"))
-    y += 12
+    y += 20 if branch else 12
     for i, row in enumerate(rows):
         gap = 10.0
         indent = 26.0 if branch else 0.0
@@ -338,7 +338,7 @@ def _stack(
         if branch:
             body.append(charts.text(indent + 2, y + 2, labels[i], cls="lab"))
             boxes = [Box(b.card, b.x, b.y + 9, b.width, b.height) for b in boxes]
-            body += arrow([(8, y - 12 if i else y - 4), (8, boxes[0].middle), (indent, boxes[0].middle)])
+            body += arrow([(8, y - 12), (8, boxes[0].middle), (indent, boxes[0].middle)])
             if i:
                 body.append(
                     f'<path class="flow" d="M8,{above[0].middle if above else y:.1f}V{boxes[0].middle:.1f}"/>'
