@@ -1,5 +1,7 @@
 """The decomposition of an outlier's growth against direct recomputation, float64 models, and planted neurons."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import zoo
@@ -9,6 +11,7 @@ from skerry.anatomy.model import run
 from skerry.causes.carrier import Carrier, Places
 from skerry.causes.gather import Gathered, gather
 from skerry.causes.growth import decompose, growth_sites
+from skerry.corpus.batch import Batch
 from skerry.run.tables import from_rows
 
 AT = torch.tensor([0, 3, 7, 12, 15, 20, 25, 31, 36, 40])
@@ -47,8 +50,12 @@ def everything(anatomy, ids, sites, at=AT, other=OTHER):
     )
 
 
-def inputs(model):
-    return zoo.tokens(model, num_samples=NUM_SAMPLES, length=LENGTH)[0]
+def inputs(model, *, same=False):
+    """Random tokens; on demand those in AT are all one token, so that a neuron can be made to know them."""
+    ids = zoo.tokens(model, num_samples=NUM_SAMPLES, length=LENGTH)[0]
+    if same:
+        ids.view(-1)[AT] = 7
+    return ids
 
 
 def grown(name, layer=0, event="birth", **options):
@@ -56,17 +63,32 @@ def grown(name, layer=0, event="birth", **options):
     anatomy = resolve(model)
     ids = inputs(model)
     c = carrier(birth=layer) if event == "birth" else carrier(birth=0, exit=layer)
-    gathered = everything(anatomy, ids, growth_sites(anatomy, layer))
+    at = carrying(anatomy, ids, layer)
+    gathered = everything(anatomy, ids, growth_sites(anatomy, layer), at=at)
     return anatomy, ids, gathered, decompose(anatomy, c, event, gathered)
+
+
+def carrying(anatomy, ids, layer, num=10):
+    """The tokens whose channel a block moves most, in its usual direction: like an outlier's, they have one sign."""
+    every = torch.arange(ids.numel())
+    at = everything(anatomy, ids, [Site(layer or 0, "resid.in"), Site(layer or 0, "resid.out")], at=every).at
+    before, after = (at[Site(layer or 0, part)][:, CHANNEL] for part in ("resid.in", "resid.out"))
+    raised = before if layer is None else after - before
+    raised = raised * raised.sum().sign()
+    return raised.topk(min(num, int((raised > 0).sum()))).indices.sort().values
+
+
+def at_of(gathered):
+    return gathered.sample_at * LENGTH + gathered.positions_at
 
 
 def rows(result, level, **wanted):
     return [r for r in result["growth"] if r["level"] == level and all(r[k] == v for k, v in wanted.items())]
 
 
-def hidden(anatomy, ids):
+def hidden(anatomy, ids, at):
     with torch.no_grad():
-        return [h.flatten(0, 1)[AT] for h in anatomy.trunk(ids, output_hidden_states=True).hidden_states]
+        return [h.flatten(0, 1)[at] for h in anatomy.trunk(ids, output_hidden_states=True).hidden_states]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -96,13 +118,15 @@ def test_shares_add_up_in_every_family(name, layer):
 @pytest.mark.parametrize("name", [n for n in zoo.DECODERS if n not in NORMED])
 def test_a_neuron_contributes_what_its_entry_adds_to_the_output(name):
     anatomy, ids, gathered, result = grown(name)
-    before = everything(anatomy, ids, [Site(0, "resid.out")]).at[Site(0, "resid.out")]
+    before = everything(anatomy, ids, [Site(0, "resid.out")], at=at_of(gathered)).at[Site(0, "resid.out")]
     for row in rows(result, "neuron", part="mlp.out")[:3]:
         weight = anatomy.weight(Site(0, "w.down", row["expert"]))
         with torch.no_grad():
             old = weight[CHANNEL, row["index"]].clone()
             weight[CHANNEL, row["index"]] = 0
-            after = everything(anatomy, ids, [Site(0, "resid.out")]).at[Site(0, "resid.out")]
+            after = everything(anatomy, ids, [Site(0, "resid.out")], at=at_of(gathered)).at[
+                Site(0, "resid.out")
+            ]
             weight[CHANNEL, row["index"]] = old
         assert float((before - after)[:, CHANNEL].mean()) == pytest.approx(row["value"], rel=1e-9)
         rest = torch.arange(before.shape[1]) != CHANNEL
@@ -124,7 +148,7 @@ def test_a_head_contributes_what_its_row_of_the_output_projection_adds(name):
 
 def test_block_shares_are_those_of_the_hidden_states():
     anatomy, ids, gathered, result = grown("llama", layer=0)
-    states = hidden(anatomy, ids)
+    states = hidden(anatomy, ids, at_of(gathered))
     change = (states[1] - states[0])[:, CHANNEL]
     attention = gathered.at[Site(0, "attn.out")][:, CHANNEL]
     (row,) = rows(result, "block", part="attn.out")
@@ -189,7 +213,7 @@ def test_experts_count_with_the_weight_that_the_router_gives(name):
     for row in rows(result, "expert", part="mlp.out"):
         if row["expert"] < 4:
             out = gathered.at[Site(0, "mlp.out", row["expert"])][:, CHANNEL].nan_to_num()
-            value = float((weights[AT, row["expert"]] * out).mean())
+            value = float((weights[at_of(gathered), row["expert"]] * out).mean())
             assert row["value"] == pytest.approx(value, rel=1e-6)
 
 
@@ -209,11 +233,10 @@ def plant(anatomy, layer, neuron, ids, *, spread=False, expert=None):
         weight["w.down"][CHANNEL, neuron] = 40.0
 
 
-def planted_neuron(name, *, layer=1, neuron=17, spread=False, same=True):
+def planted_neuron(name, *, layer=1, neuron=17, spread=False):
     model = zoo.tiny(name, dtype=torch.float64)
     anatomy = resolve(model)
-    ids = inputs(model)
-    ids.view(-1)[AT] = 7
+    ids = inputs(model, same=True)
     plant(anatomy, layer, neuron, ids, spread=spread)
     gathered = everything(anatomy, ids, growth_sites(anatomy, layer))
     return anatomy, gathered, decompose(anatomy, carrier(birth=layer), "birth", gathered)
@@ -239,6 +262,32 @@ def test_a_neuron_that_writes_many_channels_is_named_and_not_its_entry():
     assert (best["unit"], best["index"]) == ("neuron", 17)
     shares = {r["unit"]: r["share"] for r in result["units"]}
     assert shares["weight"] == shares["neuron"]
+
+
+@pytest.mark.parametrize("all_neurons", [False, True])
+def test_a_planted_expert_is_named_by_its_number(all_neurons):
+    model = zoo.tiny("mixtral", dtype=torch.float64)
+    anatomy, ids = resolve(model), inputs(model, same=True)
+    sites = growth_sites(anatomy, 1)
+    before = everything(anatomy, ids, sites).at
+    passed = [
+        int(before[s].isfinite().all(1).sum()) if (s := Site(1, "mlp.out", e)) in before else 0
+        for e in range(4)
+    ]
+    expert = passed.index(max(passed))
+    if all_neurons:
+        mean = before[Site(1, "mlp.down.in", expert)].nan_to_num().mean(0)
+        with torch.no_grad():
+            anatomy.weight(Site(1, "w.down", expert))[CHANNEL] = 40 * mean.sign()
+    else:
+        plant(anatomy, 1, 17, ids, expert=expert)
+    result = decompose(anatomy, carrier(birth=1), "birth", everything(anatomy, ids, sites))
+    (best,) = [r for r in result["units"] if r["best"]]
+    assert best["expert"] == expert
+    assert (best["unit"], best["index"]) == (("expert", None) if all_neurons else ("weight", 17))
+    if not all_neurons:
+        assert (result["growth_weights"][0]["expert"], result["growth_weights"][0]["column"]) == (expert, 17)
+        assert {r["expert"] for r in result["factors"]} == {expert}
 
 
 def test_factors_of_a_planted_gated_neuron_are_both_aligned():
@@ -290,6 +339,30 @@ def test_growth_by_attention_names_a_head_and_no_super_weight():
     assert (best["unit"], best["index"], best["part"]) == ("head", 2, "attn.out")
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "bert", "granite"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_all_that_a_narrow_type_leaves_unexplained(name, dtype):
+    model = zoo.tiny(name, dtype=dtype)
+    anatomy, ids = resolve(model), inputs(model)
+    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(NUM_SAMPLES))
+    sites, places = growth_sites(anatomy, 1), Places([{0: carrying(anatomy, ids, 1)}], [OTHER])
+    result = decompose(anatomy, carrier(birth=1), "birth", gather(anatomy, [batch], places, 0, sites))
+    (left,) = rows(result, "block", part="unexplained")
+    assert abs(left["share"]) < (1e-4 if dtype == torch.float32 else 0.1)
+    assert not any("add up" in note or "no sum" in note for note in result["notes"])
+
+
+def test_a_sum_that_is_no_sum_is_said():
+    model = zoo.tiny("bloom", dtype=torch.float64, apply_residual_connection_post_layernorm=True)
+    anatomy, ids = resolve(model), inputs(model)
+    gathered = everything(anatomy, ids, growth_sites(anatomy, 0), at=carrying(anatomy, ids, 0))
+    result = decompose(anatomy, carrier(), "birth", gathered)
+    assert any(
+        "is no sum of what attention, feed-forward and norms write" in note for note in result["notes"]
+    )
+    assert sum(r["share"] for r in rows(result, "block")) == pytest.approx(1)
+
+
 def test_an_exit_has_no_growth_weights():
     _, _, _, result = grown("llama", layer=1, event="exit")
     assert result["growth_weights"] == []
@@ -328,7 +401,7 @@ def test_an_outlier_of_the_embedding_is_split_into_its_tables(name, parts):
     if name in ("gpt2", "opt"):
         table = anatomy.weight(Site(None, "w.position"))
         offset = 2 if name == "opt" else 0
-        naive = table[AT % LENGTH + offset][:, CHANNEL].mean()
+        naive = table[gathered.positions_at + offset][:, CHANNEL].mean()
         assert block["w.position"]["value"] == pytest.approx(float(naive))
     (unit,) = result["units"]
     assert (unit["unit"], unit["best"], unit["layer"]) == ("sublayer", True, None)
@@ -372,6 +445,21 @@ def test_no_carrying_token_gives_no_number():
     )
     result = decompose(anatomy, carrier(), "birth", none)
     assert result["growth"] == [] and "no token carries it" in result["notes"][0]
+
+
+def test_a_change_without_a_sign_gets_no_share():
+    model = zoo.tiny("llama", dtype=torch.float64)
+    anatomy, ids = resolve(model), inputs(model)
+    gathered = everything(anatomy, ids, growth_sites(anatomy, 0), at=torch.arange(ids.numel()))
+    at = {s: x.clone() for s, x in gathered.at.items()}
+    out = at[Site(0, "resid.out")]
+    out[:, CHANNEL] = at[Site(0, "resid.in")][:, CHANNEL] + (-1.0) ** torch.arange(len(out)) * (1 + 1e-3)
+    out[0, CHANNEL] += 1
+    result = decompose(anatomy, carrier(), "birth", replace(gathered, at=at))
+    assert result["growth"] == result["units"] == []
+    assert result["notes"] == [
+        "outlier 0 (channel 5), birth: the change there is not clearly different from 0"
+    ]
 
 
 def test_a_single_input_has_no_interval():

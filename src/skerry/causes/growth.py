@@ -34,7 +34,7 @@ Table = list[dict[str, Any]]
 LISTED = 16
 # Neurons whose factors are listed: at most so many, each with at least this share of the change.
 EXPLAINED, WORTH = 3, 0.1
-# From which share of the feed-forward on its weights are named.
+# From which share on the feed-forward's weights are named, when no other part has more.
 SOURCE = 0.5
 # A change smaller than this part of the values themselves is rounding.
 _NO_CHANGE = 1e-6
@@ -110,9 +110,8 @@ class _Growth:
             return _empty(*notes, f"{self.who}: the channel does not change there")
         shares = Shares(expansion.change, self.gathered.sample_at, seed=self.seed)
         if not shares.is_stable and len(shares.inputs) > 1:
-            notes.append(
-                f"{self.who}: the change is not clearly different from 0, so its shares have no interval"
-            )
+            # A share of what may be 0 is no number; the rule is the interval of the change itself.
+            return _empty(*notes, f"{self.who}: the change there is not clearly different from 0")
         found = [] if layer is None else self.units(layer, expansion)
         notes += [f"{self.who}: {note}" for note in [*expansion.notes, *(n for u in found for n in u.notes)]]
         weights, more = self.weights(expansion, found)
@@ -135,7 +134,7 @@ class _Growth:
     def units(self, layer: int, expansion: Expansion) -> list[Units]:
         """Neurons, experts and heads, as far as the block has them."""
         place = self.anatomy, layer, self.carrier.channel, self.gathered.at, expansion
-        neurons, experts, _ = feed_forward(*place)
+        neurons, experts = feed_forward(*place)
         return [units for units in (neurons, experts, heads(*place)) if units is not None]
 
     def named(self, rows: Table) -> Table:
@@ -202,10 +201,10 @@ class _Growth:
         share = parts.get(FEED_FORWARD, 0.0)
         if first is None:
             return [], []
-        if share < SOURCE:
-            return [], [
-                f"{self.who}: {_WORDS.get(first, first)} carries most of it ({parts[first]:.0%}, feed-forward {share:.0%}), so no super weight is named"
-            ]
+        if share < SOURCE or first != FEED_FORWARD:
+            besides = "" if self.layer is None else f", the feed-forward {share:.0%}"
+            most = f"{_WORDS.get(first, first)} carries most of it ({parts[first]:.0%}{besides})"
+            return [], [f"{self.who}: {most}, so no super weight is named"]
         if neurons is None or self.layer is None:
             return [], [
                 f"{self.who}: the feed-forward carries {share:.0%}, but its neurons are no places of this model"
@@ -217,6 +216,7 @@ class _Growth:
 
 _WORDS = {
     ATTENTION: "attention",
+    FEED_FORWARD: "the feed-forward",
     "w.embed": "the token embedding",
     "w.position": "the position embedding",
     "w.type": "the token-type embedding",

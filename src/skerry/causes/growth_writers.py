@@ -100,11 +100,11 @@ def heads(anatomy: Anatomy, layer: int, channel: int, rows: Rows, expansion: Exp
 
 def feed_forward(
     anatomy: Anatomy, layer: int, channel: int, rows: Rows, expansion: Expansion
-) -> tuple[Units | None, Units | None, list[Writer]]:
-    """Neurons and, where there are some, experts of the feed-forward, and the projections they write through."""
+) -> tuple[Units | None, Units | None]:
+    """Neurons and, where there are some, experts of the feed-forward; None where they are unknown."""
     gain, out = expansion.gains.get(FEED_FORWARD), rows.get(Site(layer, FEED_FORWARD))
     if gain is None or out is None:
-        return None, None, []
+        return None, None
     term = expansion.terms[FEED_FORWARD]
     through: dict[int | None, Tensor] = {
         e: rows[s] for e in _experts(anatomy, layer) if (s := Site(layer, FEED_FORWARD, e)) in rows
@@ -124,7 +124,7 @@ def feed_forward(
                 _writer(anatomy, expert, rows[inputs], w, written[:, channel], gain * router[expert])
             )
     neurons = _units(anatomy, "neuron", FEED_FORWARD, term, writers) if writers else None
-    return neurons, experts, writers
+    return neurons, experts
 
 
 def _experts(anatomy: Anatomy, layer: int) -> list[int]:

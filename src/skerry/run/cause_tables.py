@@ -64,12 +64,15 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
     "growth": {
         **_CARRIER,
         "event": Column(_S, "birth or exit"),
-        "layer": Column(_I, "block where it happens"),
+        "layer": Column(_I, "block where it happens; null: the embedding"),
         "level": Column(
             _S,
             "block (attention, feed-forward, ...: sums to 1), neuron, head or expert: each sums to its part's share",
         ),
-        "part": Column(_S, "attn.out, mlp.out, norm gain, norm bias, centre; bias, or rest of a cut list"),
+        "part": Column(
+            _S,
+            "attn.out, mlp.out, norm gain, norm bias, centre, unexplained; of an embedding w.embed, w.position, w.type; bias, or rest of a cut list",
+        ),
         "expert": Column(_I, "number of the expert; null where there is none"),
         "index": Column(_I, "neuron or head; null for a whole part"),
         "value": Column(_F, "signed contribution to the channel, mean over the carrier's tokens"),
@@ -84,7 +87,9 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         "neuron": Column(_I, "intermediate channel that writes most of it"),
         "factor": Column(_S, "norm (size of mlp.in), gate, act(gate), up, product, weight"),
         "value": Column(_F, "mean signed value at the carrier's tokens"),
-        "other": Column(_F, "mean absolute value at other tokens"),
+        "other": Column(
+            _F, "mean absolute value at other tokens; of the weight: mean absolute entry of its matrix"
+        ),
         "alignment": Column(
             _F, "mean cosine between mlp.in and the neuron's weight row, at the carrier's tokens"
         ),
@@ -111,7 +116,9 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         "unit": Column(_S, "weight, neuron, expert, head or sublayer"),
         "expert": Column(_I, "number of the expert"),
         "index": Column(_I, "neuron (weights: column), head or expert; null for a sublayer"),
-        "part": Column(_S, "attn.out or mlp.out"),
+        "part": Column(
+            _S, "attn.out or mlp.out; of a sublayer any part that the level block of `growth` has"
+        ),
         "count": Column(
             _I, "how many units of this kind, largest first, carry 90 % of the growth; null: not even all do"
         ),
@@ -162,7 +169,9 @@ CAUSE_TABLES: dict[str, dict[str, Column]] = {
         "outcome": Column(_S, "loss, kl or distance"),
         "change": Column(_F, "mean over inputs of with - without"),
         **_INTERVAL,
-        "against_both": Column(_F, "mean over inputs of this arm - both frozen, paired; negative: costs less"),
+        "against_both": Column(
+            _F, "mean over inputs of this arm - both frozen, paired; negative: costs less"
+        ),
         "against_both_low": Column(_F, "lower end of its interval"),
         "against_both_high": Column(_F, "upper end of its interval"),
         "control": Column(_F, "the same for the matched control: the same changes given to other tokens"),
