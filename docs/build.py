@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from skerry.anatomy.page import sites_page
+from skerry.claims.page import claims_page
 from skerry.outliers.page import json_page, json_schema_page, runs_page
 
 PAGES = {
     "sites.md": sites_page,
+    "claims.md": claims_page,
     "runs.md": runs_page,
     "json.md": json_page,
     "audit.schema.json": json_schema_page,

@@ -7,6 +7,7 @@ import pytest
 import torch
 import zoo
 from leftovers import bits, same_bits, state
+from strangers import stranger
 from torch import nn
 
 from skerry.anatomy import Anatomy, Site, resolve, watch
@@ -315,6 +316,18 @@ def test_a_change_that_gives_something_else_each_time_is_asked_in_each_forward(t
         for _ in range(2):
             attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
     assert len(calls) == 2
+
+
+def test_rows_are_sample_by_sample_where_the_model_keeps_positions_first():
+    """XLNet: [position, sample, channel]."""
+    anatomy = resolve(stranger("xlnet"))
+    ids = torch.randint(4, 90, (3, 5), generator=torch.Generator().manual_seed(0))
+    for site in (s for s in anatomy.taps if s.layer == 0):
+        old, _ = seen_in(anatomy, ids)
+        seen, _ = seen_in(anatomy, ids, {site: lambda x, _: torch.cat([x[:5], x[5:6] + 1, x[6:]])})
+        expected = old[site].clone()
+        expected[5] += 1
+        assert torch.equal(seen[site], expected), site
 
 
 def test_what_cannot_be_changed_is_refused_before_the_model_runs(look):

@@ -100,9 +100,9 @@ def _embed(weight: torch.Tensor, generator: torch.Generator) -> None:
     weight[:, 3:OUTPUTS] = content * (left.sqrt() / content.norm(dim=1))[:, None]
 
 
-def role_inputs(*, num_samples: int = 24, length: int = 20, seed: int = 0) -> list[Batch]:
-    """Random tokens behind the first token, in batches of 8."""
+def role_inputs(*, num_samples: int = 24, length: int = 16, seed: int = 0) -> list[Batch]:
+    """Random tokens behind the first token, in batches of 12."""
     ids = torch.randint(4, VOCABULARY, (num_samples, length), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = FIRST
     keep, sample = torch.ones_like(ids, dtype=torch.bool), torch.arange(num_samples)
-    return [Batch(ids[i : i + 8], keep[i : i + 8], sample[i : i + 8]) for i in range(0, num_samples, 8)]
+    return [Batch(ids[i : i + 12], keep[i : i + 12], sample[i : i + 12]) for i in range(0, num_samples, 12)]

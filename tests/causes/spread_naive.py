@@ -24,7 +24,11 @@ class Naive:
             for s in range(len(b.keep)):
                 at = [int(t) % width for t in places.carried[i][0] if int(t) // width == s]
                 rest = [int(t) % width for t in places.others[i] if int(t) // width == s]
-                own = {k: x[s * width : (s + 1) * width] if x.dim() == 2 else x[s] for k, x in seen.items() if k.expert is None}
+                own = {
+                    k: x[s * width : (s + 1) * width] if x.dim() == 2 else x[s]
+                    for k, x in seen.items()
+                    if k.expert is None
+                }
                 keep = [t for t in range(width) if b.keep[s, t]]
                 if at:
                     self.inputs.append((own, at, rest, keep))
@@ -77,7 +81,9 @@ class Naive:
                 for h in heads:
                     width = w.shape[1] // dims.num_heads
                     keys = [k for k in range(probs.shape[2]) if (k in at) != rest]
-                    brought += w[:, h * width : (h + 1) * width] @ (probs[h, q, keys] @ self.value(x, layer, h)[keys])
+                    brought += w[:, h * width : (h + 1) * width] @ (
+                        probs[h, q, keys] @ self.value(x, layer, h)[keys]
+                    )
                 found.append(float(brought.norm() / out[q].norm()))
             per.append(found)
         return float(np.mean([np.mean(p) for p in per if p]))
@@ -100,7 +106,9 @@ def naive_shares(anatomy, batches, places):
                 changed = logits_with(anatomy, b, layer, [s * b.keep.shape[1] + t for t in at], delta)[s]
                 old = own[Site(layer, "attn.logits")]
                 queries = [q for q in keep if q not in at]
-                out.setdefault(layer, []).append([levels(old, changed, h, queries, at, keep) for h in range(len(old))])
+                out.setdefault(layer, []).append(
+                    [levels(old, changed, h, queries, at, keep) for h in range(len(old))]
+                )
                 n += 1
     return {k: np.array(v) for k, v in out.items()}
 

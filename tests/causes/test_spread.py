@@ -34,16 +34,23 @@ def text(model, *, padding=None, carried=((0, 4, 13, 24), (0, 12, 30)), length=1
         Batch(*zoo.tokens(model, num_samples=3, length=length, seed=i, padding=padding), torch.arange(3) + 3 * i)
         for i in range(2)
     ]  # fmt: skip
-    at = [torch.tensor([t for t in c if b.keep.flatten()[t]], dtype=torch.int64) for b, c in zip(batches, carried, strict=True)]
+    at = [
+        torch.tensor([t for t in c if b.keep.flatten()[t]], dtype=torch.int64)
+        for b, c in zip(batches, carried, strict=True)
+    ]
     others = [
-        torch.tensor([t for t in range(1, 3 * length, 5) if t not in c and b.keep.flatten()[t]], dtype=torch.int64)
+        torch.tensor(
+            [t for t in range(1, 3 * length, 5) if t not in c and b.keep.flatten()[t]], dtype=torch.int64
+        )
         for b, c in zip(batches, at, strict=True)
     ]
     return batches, Places([{0: t} for t in at], others)
 
 
 def spread(anatomy, batches, places, carriers=None, sinks=None):
-    return measure_spread(anatomy, batches, [carrier()] if carriers is None else list(carriers), places, sinks or Sinks())
+    return measure_spread(
+        anatomy, batches, [carrier()] if carriers is None else list(carriers), places, sinks or Sinks()
+    )
 
 
 def values(found, measure, key="value"):
@@ -92,7 +99,9 @@ def test_the_share_of_the_logit_agrees_with_one_forward_per_layer_and_input(name
     truth = naive_shares(anatomy, batches, places)
     kept = {}
     rows = spread_logits.LogitReader.rows
-    monkeypatch.setattr(spread_logits.LogitReader, "rows", lambda self, seed: kept.update(self.found) or rows(self, seed=seed))
+    monkeypatch.setattr(
+        spread_logits.LogitReader, "rows", lambda self, seed: kept.update(self.found) or rows(self, seed=seed)
+    )
     found = spread(anatomy, batches, places)
     for layer in range(anatomy.dims.num_layers):
         got = kept[layer]
@@ -106,7 +115,9 @@ def test_the_share_of_the_logit_agrees_with_one_forward_per_layer_and_input(name
             assert close(share, 1 - without / whole, 5e-3)
 
 
-def test_only_the_keys_of_carriers_see_less_and_every_block_sees_the_untouched_stream(tiny_model, monkeypatch):
+def test_only_the_keys_of_carriers_see_less_and_every_block_sees_the_untouched_stream(
+    tiny_model, monkeypatch
+):
     anatomy = resolve(tiny_model("llama", num_hidden_layers=4))
     batches, places = text(anatomy.model)
     logits = {}
@@ -120,15 +131,24 @@ def test_only_the_keys_of_carriers_see_less_and_every_block_sees_the_untouched_s
     spread(anatomy, batches, places)
     for i, batch in enumerate(batches):
         clean = capture(anatomy, batch.input_ids)
-        at = torch.zeros_like(batch.keep).flatten().index_fill(0, places.carried[i][0], True).reshape(batch.keep.shape)
+        at = (
+            torch.zeros_like(batch.keep)
+            .flatten()
+            .index_fill(0, places.carried[i][0], True)
+            .reshape(batch.keep.shape)
+        )
         for layer in range(4):
             for copy in logits[layer][i].chunk(3):
                 seen = at[:, None, None].expand_as(copy)
-                torch.testing.assert_close(copy[~seen], clean[Site(layer, "attn.logits")][~seen], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    copy[~seen], clean[Site(layer, "attn.logits")][~seen], rtol=1e-4, atol=1e-4
+                )
             changed = logits[layer][i].chunk(3)[1][seen] - clean[Site(layer, "attn.logits")][seen]
             assert changed[changed.isfinite()].abs().max() > 0.1
     # and nothing stays behind
-    assert torch.equal(capture(anatomy, batches[1].input_ids)[Site(3, "resid.out")], clean[Site(3, "resid.out")])
+    assert torch.equal(
+        capture(anatomy, batches[1].input_ids)[Site(3, "resid.out")], clean[Site(3, "resid.out")]
+    )
 
 
 def test_a_participation_ratio_counts_channels():
@@ -211,7 +231,11 @@ def test_keys_that_read_one_constant_direction_owe_their_logit_to_it(tiny_model,
     key.copy_(asked[:, None] * (torch.linalg.lstsq(inputs, want[:, None]).solution[:, 0] @ aside))
     blind = {}
     rows = spread_logits.LogitReader.rows
-    monkeypatch.setattr(spread_logits.LogitReader, "rows", lambda self, seed: blind.update(self.found) or rows(self, seed=seed))
+    monkeypatch.setattr(
+        spread_logits.LogitReader,
+        "rows",
+        lambda self, seed: blind.update(self.found) or rows(self, seed=seed),
+    )
     spread(anatomy, batches, places)
     assert blind[0].without.sum(0) / blind[0].whole.sum(0) == pytest.approx([1.0] * 4, abs=0.1)
 
@@ -245,7 +269,11 @@ def test_nothing_to_follow_gives_no_rows_and_says_so(tiny_model):
     anatomy = resolve(tiny_model("llama"))
     batches, places = text(anatomy.model)
     everywhere = Places([{0: torch.arange(36)}, {0: torch.arange(36)}], places.others)
-    for carriers, where in (((), places), ((carrier(kind="outlier channel"),), everywhere), ((carrier(7),), places)):
+    for carriers, where in (
+        ((), places),
+        ((carrier(kind="outlier channel"),), everywhere),
+        ((carrier(7),), places),
+    ):
         found = spread(anatomy, batches, where, carriers)
         assert found["spread"] == [] and "nothing spreads" in notes(found)
     few = spread(anatomy, batches, places, [carrier(kind="outlier channel")])
@@ -335,7 +363,9 @@ def test_small_blocks_and_few_inputs_change_nothing(tiny_model, monkeypatch):
     whole = spread(anatomy, batches, places)["spread"]
     monkeypatch.setattr(spread_attention.blocks, "__defaults__", (slice(None), 100))
     for a, b in zip(whole, spread(anatomy, batches, places)["spread"], strict=True):
-        assert {k: a[k] for k in ("layer", "head", "measure")} == {k: b[k] for k in ("layer", "head", "measure")}
+        assert {k: a[k] for k in ("layer", "head", "measure")} == {
+            k: b[k] for k in ("layer", "head", "measure")
+        }
         assert a["value"] == pytest.approx(b["value"], rel=1e-4, abs=1e-5)
     monkeypatch.setattr(spread_text, "MOST_INPUTS", 4)
     few = spread(anatomy, *text(anatomy.model))["spread"]

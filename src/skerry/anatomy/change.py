@@ -24,6 +24,7 @@ from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.model import Anatomy, BoundMatrix, BoundTap, read_matrix
 from skerry.anatomy.routers import change_router, is_router
 from skerry.anatomy.sites import Site
+from skerry.anatomy.splits import Dims, Split
 from skerry.anatomy.watch import first_tensor
 from skerry.errors import UnknownOption, UnknownSite
 
@@ -139,15 +140,23 @@ def _readers(anatomy: Anatomy, site: Site, bound: BoundTap) -> list[nn.Module]:
 def _changed(anatomy: Anatomy, site: Site, bound: BoundTap, edit: Edit, x: Tensor | None) -> Tensor:
     if x is None:
         raise UnknownSite(f"{site} holds no tensor in this forward, so it cannot be changed")
-    split = bound.tap.split
     # Attention may be watched by what it calls: an edit inside it must not be taken for a part of it.
     with torch._C.DisableTorchFunction():
-        if split is None:
+        if bound.tap.split is None:
             return _same_shape(site, edit(x.reshape(-1, x.shape[-1]), None), x)
-        index = split(torch.arange(x.shape[-1], device=x.device), anatomy.dims)
-        piece = x.index_select(-1, index)
+        piece = bound.tap.split(x, anatomy.dims)
         new = _same_shape(site, edit(piece.reshape(-1, piece.shape[-1]), None), piece)
-        return x.index_copy(-1, index, new)
+        return _put_back(bound.tap.split, anatomy.dims, x, new)
+
+
+def _put_back(split: Split, dims: Dims, x: Tensor, new: Tensor) -> Tensor:
+    """The tensor with another piece."""
+    try:
+        index = split(torch.arange(x.shape[-1], device=x.device), dims)
+    except IndexError:  # not only channels are picked: positions lie before samples
+        index = split(torch.arange(x.numel(), device=x.device).reshape(x.shape), dims)
+        return x.reshape(-1).index_copy(0, index.reshape(-1), new.reshape(-1)).reshape(x.shape)
+    return x.index_copy(-1, index, new)
 
 
 def _same_shape(site: Site, new: Tensor, like: Tensor) -> Tensor:

@@ -39,11 +39,15 @@ class Rerun:
         self.anatomy, self.batch = anatomy, batch
         self.judge = Judge(anatomy) if judge is None else judge
         self._blocks = _blocks(anatomy)
-        self._kept: list[Any] = []
+        kept: list[tuple[int, Any]] = []
         with ExitStack() as stack:
-            for block in self._blocks:
-                stack.enter_context(_recording(block, self._kept))
+            for layer, block in enumerate(self._blocks):
+                stack.enter_context(_recording(block, layer, kept))
             self.last: Float[Tensor, "sample position channel"] = last_hidden(self._forward())
+        if [layer for layer, _ in kept] != list(range(len(self._blocks))):
+            # A block that runs several times (ALBERT) gives several outputs.
+            self._blocks, kept = [], []
+        self._kept = [output for _, output in kept]
         self._reference = self.judge.reference(batch, self.last)
 
     @property
@@ -82,21 +86,30 @@ class Rerun:
         first_layer: int | None = None,
     ) -> Float[Tensor, "sample position channel"]:
         """The last hidden states of such a run."""
-        for i in interventions:
-            if not isinstance(i, Intervention):
-                raise UnknownOption(
-                    f"{i!r} is no intervention, so it is unknown where it begins; pass it as watch=[...] with first_layer=0"
-                )
-        touched = min((i.first_layer for i in interventions), default=0 if watch else len(self._blocks))
+        touched = first_of(interventions, 0 if watch else len(self._blocks))
         start = touched if first_layer is None else max(0, min(first_layer, touched))
         with ExitStack() as stack:
-            for i, block in enumerate(self._blocks[:start]):
+            for layer, block in enumerate(self._blocks[:start]):
                 # The first block that computes may write into what it reads.
-                kept = self._kept[i] if i < start - 1 else _copy(self._kept[i])
+                kept = self._kept[layer] if layer < start - 1 else _copy(self._kept[layer])
                 stack.enter_context(_returning(block, kept))
             for context in (*interventions, *watch):
                 stack.enter_context(context)
             return last_hidden(self._forward())
+
+
+def first_of(interventions: Sequence[Any], default: int) -> int:
+    """First block that any of them touches.
+
+    Raises:
+        UnknownOption: One is no intervention.
+    """
+    for i in interventions:
+        if not isinstance(i, Intervention):
+            raise UnknownOption(
+                f"{i!r} is no intervention, so it is unknown where it begins; give it as watch=[...] and first_layer=0"
+            )
+    return min((i.first_layer for i in interventions), default=default)
 
 
 @contextmanager
@@ -114,13 +127,13 @@ def _blocks(anatomy: Anatomy) -> list[nn.Module]:
     return whole if len(whole) == len(set(map(id, whole))) == anatomy.dims.num_layers else []
 
 
-def _recording(block: nn.Module, kept: list[Any]) -> AbstractContextManager[None]:
+def _recording(block: nn.Module, layer: int, kept: list[tuple[int, Any]]) -> AbstractContextManager[None]:
     """While open what the block returns is kept, as it is before any hook changes it."""
     before = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         out = before(*args, **kwargs)
-        kept.append(_copy(out))
+        kept.append((layer, _copy(out)))
         return out
 
     return _instead(block, forward)

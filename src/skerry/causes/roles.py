@@ -5,7 +5,7 @@ identity and the five arms, `roles_verdict` the rules, `roles_measures` the supp
 heads with sinks of a layer, all of the model. In the last, p, r and b are those of the forward that is being changed, so a layer reacts
 to what was changed before it; means are always those of the untouched model.
 
-Control: the same changes given to other tokens of the batch (never sinks or padding), each change to exactly one token, none to its own:
+Control (of all arms but `neither`): the same changes given to other tokens of the batch (never sinks or padding), each change to exactly one token, none to its own:
 equal energy. A change that is the same at all tokens (dropping a truly fixed bias) equals its control, which is what the control tells.
 
 A head has a sink when its queries give sinks a tenth of their attention on average. Everything is per input, then averaged over inputs.
@@ -14,7 +14,7 @@ A head has a sink when its queries give sinks a tenth of their attention on aver
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,7 @@ from skerry.causes.roles_measures import head_sums, measure_rows, output_gram
 from skerry.causes.roles_parts import ARMS, Means
 from skerry.causes.roles_runs import (
     IDENTITY_ERROR,
+    RUNS,
     Arms,
     Costs,
     Profile,
@@ -41,8 +42,10 @@ from skerry.run.progress import Progress, Silent
 
 # A head has a sink when sinks get so much of its attention.
 SINK_MASS = 0.1
-# Heads changed one by one: those with the most attention on sinks.
-MAX_HEADS = 24
+# Heads changed one by one: those with the most attention on sinks. Fewer, where the operations for them are more than about ten minutes
+# of one core; never fewer than six.
+MIN_HEADS, MAX_HEADS = 6, 24
+HEAD_OPERATIONS = 5e13
 Rows = list[dict[str, Any]]
 
 
@@ -53,7 +56,7 @@ def measure_roles(
     judge: Judge,
     *,
     inputs: int | None = None,
-    max_heads: int = MAX_HEADS,
+    max_heads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def measure_roles(
         sinks: Which keys are sinks.
         judge: Says how much a change hurts; its kl, or distance without a head, decides.
         inputs: Inputs used, the first ones; 32 by default, 12 when they are longer than 128 tokens.
-        max_heads: Heads changed one by one; layers and the whole model always are.
+        max_heads: Heads changed one by one; 24 by default, fewer in large models. Layers and the whole model always are changed.
         seed: Of controls and resampling.
         progress: Told how far it is.
 
@@ -86,12 +89,14 @@ def measure_roles(
                 f"no head gives sinks a mean of {SINK_MASS:g} of its attention, so no role was tested"
             )
         return tables
+    if max_heads is None:
+        max_heads = affordable_heads(anatomy, judge, sum(b.num_tokens for b in chosen))
     targets = _targets(heads, profiles, max_heads, tables["notes"])
     costs = [Costs() for _ in targets]
     sums: dict[tuple[int, int], list[Tensor]] = {(layer, h): [] for layer in heads for h in heads[layer]}
     grams = {layer: output_gram(anatomy, layer, len(profiles[layer].mass)) for layer in heads}
     means: dict[int, Means] = {layer: profiles[layer].means for layer in heads}
-    progress.start("roles of sinks", len(chosen) * len(targets) * 2 * len(ARMS), "run")
+    progress.start("roles of sinks", len(chosen) * len(targets) * len(RUNS), "run")
     for number, batch in enumerate(chosen):
         arms = Arms(anatomy, batch, sinks, means, judge, seed=seed + number)
         for (layer, head), found_sums in sums.items():
@@ -109,6 +114,15 @@ def measure_roles(
         tables["role_measures"] += measures
     tables["notes"] += [judge.note] if judge.note else []
     return tables
+
+
+def affordable_heads(anatomy: Anatomy, judge: Judge, num_tokens: int) -> int:
+    """Heads that can be changed one by one; a run costs half a forward on average, as blocks before the head are not computed."""
+    read = sum(p.numel() for p in anatomy.model.parameters() if p.dim() > 1)
+    embedding = cast(Any, anatomy.model).get_input_embeddings() if judge.vocab is None else None
+    looked_up = sum(p.numel() for p in embedding.parameters()) if embedding is not None else 0
+    operations = len(RUNS) * 0.5 * 2 * (read - looked_up) * num_tokens
+    return int(min(MAX_HEADS, max(MIN_HEADS, HEAD_OPERATIONS // max(1.0, operations))))
 
 
 def _readable(
@@ -195,7 +209,7 @@ def _verdict_rows(target: Target, cost: Costs, judge: Judge, *, seed: int) -> tu
         "verdict": found.verdict,
         "outcome": outcome,
         **_ends("strength", "low", "high", found.strength),
-        "why": found.why,
+        "why": found.why + _against_controls(cost, outcome),
     }
     place = {"layer": target.layer, "head": target.head}
     num_samples = int(np.isfinite(cost.of("neither", outcome)).sum())
@@ -210,6 +224,21 @@ def _verdict_rows(target: Target, cost: Costs, judge: Judge, *, seed: int) -> tu
         if np.isfinite(found.shares[name].value)
     ]
     return row, measures
+
+
+def _against_controls(cost: Costs, outcome: str) -> str:
+    """How far the damage is that of these tokens, and not of a change of this size anywhere."""
+    said = []
+    for arm, lost in (
+        ("context-aware bias", "freezing the scale"),
+        ("implicit scaling", "dropping the bias"),
+    ):
+        control = float(np.nanmean(cost.of(arm, outcome, control=True)))
+        if control > 0:
+            said.append(
+                f"{lost} costs {float(np.nanmean(cost.of(arm, outcome))) / control:.2g} x its control"
+            )
+    return "".join(f"; {words}" for words in said)
 
 
 def _named(name: str, x: Interval) -> dict[str, float | None]:

@@ -78,12 +78,12 @@ class Terms:
 
     @property
     def scale(self) -> Float[Tensor, "sample head query"]:
-        """s = 1 - p."""
+        """The attention on ordinary keys, s = 1 - p."""
         return 1.0 - self.mass
 
     @property
     def output(self) -> Float[Tensor, "sample head query channel"]:
-        """s r + b, what the output projection reads."""
+        """What the output projection reads, s r + b."""
         return self.scale[..., None] * self.rest + self.bias
 
 
@@ -169,6 +169,7 @@ class Moved:
         return cls(flat[torch.randperm(len(flat), generator=generator)])
 
     def __call__(self, added: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
+        """The same rows at other queries, 0 elsewhere."""
         moved = torch.zeros_like(added)
         order = self.order.to(added.device)
         moved[order] = added[order.roll(1)]

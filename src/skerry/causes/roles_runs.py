@@ -39,6 +39,8 @@ from skerry.corpus.batch import Batch
 NUMBERS_AT_ONCE = 2**26
 # The identity is checked on the running model: products in low precision are this far off at most.
 IDENTITY_ERROR = 0.05
+# Arm and whether it is the control: the arm that all others are measured by needs none.
+RUNS = [(arm, control) for arm in ARMS for control in (False, True) if not (control and arm == "neither")]
 
 
 class Target(NamedTuple):
@@ -82,31 +84,45 @@ class Costs:
 
     def of(self, arm: str, outcome: str, *, control: bool = False) -> np.ndarray:
         """Differences [input]."""
-        return torch.cat((self.controls if control else self.arms)[arm][outcome]).numpy()
+        found = (self.controls if control else self.arms)[arm][outcome]
+        return torch.cat(found).numpy() if found else np.zeros(0)
 
 
 def choose_inputs(batches: Sequence[Batch], inputs: int | None, anatomy: Anatomy) -> tuple[list[Batch], int]:
-    """The first inputs with at least two tokens, in batches that fit into memory, and how many were too short.
+    """The first inputs with at least two tokens, in new batches, and how many were too short.
 
-    Inputs were drawn at random when the batches were made. 32 by default, 12 when they are longer than 128 tokens.
+    Inputs were drawn at random when the batches were made. 32 by default, 12 when they are longer than 128 tokens. The inputs of a new
+    batch are at least half as long as its longest, so little is computed for padding, and fit into memory.
     """
     chosen: list[Batch] = []
     short = taken = 0
     for batch in batches:
+        # Padding may be on the left: what counts is the last token.
+        length = (batch.keep * torch.arange(1, batch.keep.shape[1] + 1)).amax(1)
         long_enough = batch.keep.sum(1) > 1
         short += int((~long_enough).sum())
-        width = int(batch.keep.any(0).nonzero().max()) + 1 if bool(batch.keep.any()) else 0
-        wanted = inputs if inputs is not None else (32 if width <= 128 else 12)
+        wanted = inputs if inputs is not None else (32 if batch.keep.shape[1] <= 128 else 12)
         rows = long_enough.nonzero()[: max(0, wanted - taken), 0]
         taken += len(rows)
-        for some in rows.split(_rows_at_once(anatomy, max(1, width))):
-            if len(some):
-                chosen.append(
-                    Batch(batch.input_ids[some, :width], batch.keep[some, :width], batch.sample[some])
-                )
+        for some in _alike(rows, length, anatomy):
+            width = int(length[some].max())
+            chosen.append(Batch(batch.input_ids[some, :width], batch.keep[some, :width], batch.sample[some]))
         if taken >= wanted:
             break
     return chosen, short
+
+
+def _alike(rows: Tensor, length: Tensor, anatomy: Anatomy) -> list[Tensor]:
+    """Rows by falling length, in groups of similar length."""
+    groups: list[list[int]] = []
+    for row in sorted(rows.tolist(), key=lambda r: -int(length[r])):
+        longest = int(length[groups[-1][0]]) if groups else 0
+        fits = groups and len(groups[-1]) < _rows_at_once(anatomy, longest)
+        if fits and 2 * int(length[row]) >= longest:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [torch.tensor(group) for group in groups]
 
 
 def _rows_at_once(anatomy: Anatomy, length: int) -> int:
@@ -238,11 +254,10 @@ class Arms:
 
     def measure(self, target: Target, costs: Costs) -> Iterator[None]:
         """Run every arm and its control; yields after each run."""
-        for name, arm in ARMS.items():
-            for control in (False, True):
-                outcome = self.rerun.run(self._intervention(target, arm, control=control))
-                costs.add(name, outcome, self.rerun.clean, control=control)
-                yield
+        for name, control in RUNS:
+            outcome = self.rerun.run(self._intervention(target, ARMS[name], control=control))
+            costs.add(name, outcome, self.rerun.clean, control=control)
+            yield
 
     def _intervention(self, target: Target, arm: Arm, *, control: bool) -> Intervention:
         def added(layer: int, terms: Terms) -> Tensor:

@@ -94,7 +94,6 @@ def sink_part(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> SinkPart
             f"block {view.layer} shows no value vectors, so what its sinks bring is unknown; this needs attn.v"
         )
     probs = _probs(view)
-    learned = 1.0 - probs.sum(-1) if view.sink_logits is not None else torch.zeros(())
     sunk = probs * sink[:, None, None, :].to(probs.device)
     value = view.value.to(probs).repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
 
@@ -103,14 +102,19 @@ def sink_part(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> SinkPart
         hidden = logits.masked_fill(sink[:, None, None, :].to(logits.device), -math.inf)
         return hidden.to(probs.dtype).softmax(-1).nan_to_num(0.0) @ value
 
-    return SinkPart((sunk.sum(-1) + learned.to(sunk)).clamp(0.0, 1.0), sunk @ value, rest)
+    return SinkPart(_mass(view, probs, sunk), sunk @ value, rest)
 
 
 def sink_mass(view: AttentionView, sink: Bool[Tensor, "sample key"]) -> Float[Tensor, "sample head query"]:
     """Attention that each query gives to sinks, learned ones included; queries that see no key give 0."""
     probs = _probs(view)
-    mass = (probs * sink[:, None, None, :].to(probs.device)).sum(-1)
-    return (mass + 1.0 - probs.sum(-1) if view.sink_logits is not None else mass).clamp(0.0, 1.0)
+    return _mass(view, probs, probs * sink[:, None, None, :].to(probs.device))
+
+
+def _mass(view: AttentionView, probs: Tensor, sunk: Tensor) -> Tensor:
+    mass = sunk.sum(-1)
+    # What is not on a key is on the learned sink.
+    return (mass if view.sink_logits is None else mass + 1.0 - probs.sum(-1)).clamp(0.0, 1.0)
 
 
 def _probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
