@@ -301,7 +301,7 @@ def test_large_models_get_fewer_heads_one_by_one(tiny_model):
     assert affordable_heads(anatomy, judge, 10**3) == 24
     assert affordable_heads(anatomy, judge, 10**12) == 6
     headless = resolve(tiny_model("bert", headless=True))
-    assert affordable_heads(headless, Judge(headless), 10**8) > affordable_heads(anatomy, judge, 10**9)
+    assert affordable_heads(headless, Judge(headless), 10**3) == 24
 
 
 def test_the_reason_names_damage_and_control(built):

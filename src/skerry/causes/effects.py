@@ -139,7 +139,7 @@ def _measure(chain: Chain, arms: Sequence[Arm], judge: Judge, progress: Progress
             for found, arm in zip(value, arms, strict=True):
                 reading = Reading(chain.anatomy, case, chain.born[0], chain.sinks)
                 changes = arm.make(case, rerun)
-                outcome = rerun.run(*changes, watch=[reading.open()], first_layer=arm.first)
+                outcome = rerun.run(*changes, watch=[reading.open()])
                 found.append({**reading.found, **{(name, None): x for name, x in outcome.items()}})
                 progress.advance()
     progress.done()
