@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from skerry.anatomy.change import Edit
@@ -203,26 +204,39 @@ def _random_values(chain: Chain, at: Mapping[Site, Sequence[Carrier]], draw: int
     own_channels = sorted({c.channel for c in chain.followed})
 
     def make(case: Case, _rerun: Rerun) -> list[Intervention]:
-        generator = torch.Generator().manual_seed(chain.seed * 7919 + 31 * draw + case.number)
+        seed = 10**6 * (chain.seed * 7919 + draw) + 10**3 * case.number
         changes: dict[Site, Edit] = {}
         for site, own in at.items():
-            changes[site] = _random_zeros(case, case.cells(own), own_channels, generator, by_energy)
+            changes[site] = zero_random(
+                case.batch.keep.reshape(-1),
+                case.cells(own),
+                own_channels,
+                seed + (site.layer or 0),
+                by_energy=by_energy,
+            )
         return edits(chain.anatomy, changes, "random values set to zero")
 
     return make
 
 
-def _random_zeros(
-    case: Case, cells: Cells, own: Sequence[int], generator: torch.Generator, by_energy: bool
+def zero_random(
+    keep: Bool[Tensor, "token"], cells: Cells, own: Sequence[int], seed: int, *, by_energy: bool
 ) -> Edit:
-    """Random values of kept tokens in channels without outliers set to zero: as many, or as much energy."""
-    seed = int(torch.randint(2**62, (1,), generator=generator))
+    """Random values set to zero, the same ones in each forward.
+
+    Args:
+        keep: False at padding, which is left alone.
+        cells: The outliers' values.
+        own: Channels left alone.
+        seed: Of the choice.
+        by_energy: As many values as hold the energy of the cells; else as many as there are cells.
+    """
 
     def edit(x: Tensor, _rows: Tensor | None) -> Tensor:
         draw = torch.Generator().manual_seed(seed)
-        open_to = case.batch.keep.reshape(-1, 1).expand(x.shape).clone()
-        open_to[:, list(own)] = False
-        index = open_to.reshape(-1).nonzero()[:, 0]
+        free = keep[:, None].expand(x.shape).clone()
+        free[:, list(own)] = False
+        index = free.reshape(-1).nonzero()[:, 0]
         index = index[torch.randperm(len(index), generator=draw)].to(x.device)
         count = len(cells.token)
         if by_energy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from skerry.causes.carriers import Found, find_carriers
 from skerry.causes.document import trace_document
 from skerry.causes.effects import measure_effects
 from skerry.causes.gather import gather_many
-from skerry.causes.growth import decompose, growth_sites
+from skerry.causes.growth import Event, decompose, growth_sites
 from skerry.causes.outcome import Judge
 from skerry.causes.roles import measure_roles
 from skerry.causes.sinks import Sinks
@@ -111,7 +111,9 @@ def trace_stages(
     """All stages of a trace, on a run whose findings are there."""
     work = _Work(run, plan, progress)
     inputs = {"findings": run.record.stages["findings"].inputs, "trace": VERSION}
-    stages = [("lifecycle", LIFECYCLE_TABLES, work.lifecycle)]
+    stages: list[tuple[str, Sequence[str], Callable[[], Mapping[str, Any]]]] = [
+        ("lifecycle", LIFECYCLE_TABLES, work.lifecycle)
+    ]
     stages += [("effects", EFFECT_TABLES, work.effects)] if wanted.effects else []
     stages += [("roles", ROLE_TABLES, work.roles)] if wanted.roles else []
     for name, tables, do in stages:
@@ -126,9 +128,11 @@ def trace_stages(
     )
 
 
-def _finish(run: Run, name: str, key: str, tables: Sequence[str], do: Any) -> None:
+def _finish(
+    run: Run, name: str, key: str, tables: Sequence[str], do: Callable[[], Mapping[str, Any]]
+) -> None:
     start = time.perf_counter()
-    rows: dict[str, Any] = do()
+    rows = dict(do())
     notes = [str(note) for note in rows.pop("notes", [])]
     run.finish(
         name,
@@ -182,12 +186,8 @@ class _Work:
         return {**rows, "spread": spread["spread"], "notes": [*notes, *spread.get("notes", [])]}
 
     def _growth(self, carriers: Sequence[Carrier], places: Places) -> list[dict[str, Any]]:
-        events = [
-            (c, event)
-            for c in carriers
-            for event in ("birth", "exit")
-            if event == "birth" or c.exit_layer is not None
-        ]
+        events: list[tuple[Carrier, Event]] = [(c, "birth") for c in carriers]
+        events += [(c, "exit") for c in carriers if c.exit_layer is not None]
         wanted: dict[int, list[Site]] = {}
         for carrier, event in events:
             layer = carrier.birth_layer if event == "birth" else carrier.exit_layer
