@@ -109,9 +109,7 @@ def main() -> None:
     ratios["lifecycle with scan"] = sum(ratios[n] for n in ("activations", "findings", "lifecycle"))
     reruns = reuse(given.model, {"samples": given.samples, "tokens": given.tokens}, 5 * given.rounds)
     if given.json:
-        print(
-            json.dumps({"plain_seconds": plain, "seconds": seconds, "ratios": ratios, "reruns": reruns})
-        )
+        print(json.dumps({"plain_seconds": plain, "seconds": seconds, "ratios": ratios, "reruns": reruns}))
         return
     print(f"load average {os.getloadavg()[0]:.1f}; a plain forward over the text takes {plain:.2f} s")
     for name, ratio in ratios.items():

@@ -58,8 +58,8 @@ class Chain:
     Attributes:
         anatomy: The model.
         cases: The inputs.
-        followed: All outliers that are looked at, the strongest first.
-        born: Those of them that are born where the strongest is.
+        followed: All outliers, those that sit on few tokens first.
+        born: Those of the sort of the first that are born where it is.
         sinks: Which keys are sinks.
         seed: Of all random draws.
         draws: Draws of each control.

@@ -82,13 +82,16 @@ def choose_cases(
     carriers: Sequence[Carrier],
     places: Places,
     inputs: int | None = None,
+    *,
+    needed: Sequence[Carrier] | None = None,
 ) -> list[Case]:
-    """The first inputs with a token that carries one of these outliers; see `choose_inputs` for how many."""
+    """The first inputs with a token that carries one of the needed outliers, any by default; see `choose_inputs` for how many."""
+    wanted = [c.number for c in (carriers if needed is None else needed)]
     masks: dict[int, dict[int, Tensor]] = {}
     kept: list[Batch] = []
     for i, batch in enumerate(batches):
         by_carrier = {c.number: _mask(batch, places.carried[i].get(c.number)) for c in carriers}
-        rows = torch.stack(list(by_carrier.values())).any(0).any(1).nonzero()[:, 0]
+        rows = torch.stack([by_carrier[n] for n in wanted]).any(0).any(1).nonzero()[:, 0]
         for row in rows.tolist():
             masks[int(batch.sample[row])] = {number: mask[row] for number, mask in by_carrier.items()}
         if len(rows):

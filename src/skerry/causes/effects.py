@@ -4,8 +4,8 @@ The arms are in `effect_outlier` (birth, dose, removal), `effect_weights` (super
 is in `effect_reading`. Changes are paired by input: with - without, averaged over inputs, with a bootstrap interval. Every draw of a control
 is one more change of the model; the share of draws that do as much is the p-value.
 
-Which outliers: massive activations; without any, outlier channels that sit on few tokens; without those, all outlier channels. The arms at the
-birth take those that are born in the same block as the strongest one.
+Which outliers: the strongest massive activation; without any, the strongest outlier channel that sits on few tokens; without those, the strongest of
+all, with those of its sort that are born in the same block. Removal takes all that there are, in the inputs that carry these.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ def measure_effects(
         progress: Told how far it is.
     """
     progress, notes = progress or Silent(), [judge.note] if judge.note else []
-    chosen = followed(carriers, batches, places) or list(carriers)
-    chosen = [c for c in chosen if birth_site(c) in anatomy.taps and _is_carried(c, places)]
-    cases = choose_cases(anatomy, batches, chosen, places, inputs) if chosen else []
+    every = [c for c in carriers if birth_site(c) in anatomy.taps and _is_carried(c, places)]
+    of_tokens = followed(every, batches, places) or every
+    born = [c for c in of_tokens if c.birth_layer == of_tokens[0].birth_layer]
+    chosen = [*of_tokens, *(c for c in every if c not in of_tokens)]
+    cases = choose_cases(anatomy, batches, chosen, places, inputs, needed=born) if chosen else []
     if not cases:
         return {"effects": [], "notes": [_why_nothing(carriers)]}
     if not sinks.layers:
@@ -84,7 +86,6 @@ def measure_effects(
         draws = affordable_draws(anatomy, sum(case.batch.num_tokens for case in cases))
     if draws < DRAWS:
         notes.append(f"{draws} draws of each control: no p-value can be below {1 / (1 + draws):.2g}")
-    born = [c for c in chosen if c.birth_layer == chosen[0].birth_layer]
     chain = Chain(anatomy, cases, chosen, born, sinks, seed, draws)
     arms = list(_arms(chain, weights, notes))
     measured = _measure(chain, arms, judge, progress)
