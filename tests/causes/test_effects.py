@@ -29,6 +29,7 @@ from skerry.causes.effect_weights import equally_large, largest, shrink
 from skerry.causes.effects import affordable_draws, measure_effects
 from skerry.causes.outcome import Judge
 from skerry.causes.sinks import Sinks
+from skerry.outliers.finding import Finding
 
 DRAWS = 3
 
@@ -101,10 +102,35 @@ def test_without_the_outlier_at_its_birth_it_and_the_attention_on_its_token_are_
         for r in rows
         if r["group"] == "birth"
         and r["control"]
+        and r["arm"] != "random channel to zero in every block"
         and (r["outcome"], r["outcome_layer"]) == ("sink mass", first_sink_layer(life))
     ]
     assert len(controls) == 2 * DRAWS and max(controls) < -row["change"] / 4
     assert row["p_value"] == pytest.approx(1 / (1 + 2 * DRAWS))
+
+
+def test_in_every_block_it_is_gone_to_the_last_digit(effects):
+    life, rows = effects
+    for layer in range(life.birth_layer, life.exit_layer):
+        row = pick(rows, "birth", "zero in every block", "outlier", layer)
+        assert row["value"] == pytest.approx(0, abs=1e-9)
+    row = pick(rows, "birth", "zero in every block", "sink mass", first_sink_layer(life))
+    assert row["p_value"] == pytest.approx(1 / (1 + DRAWS)) and row["layer"] is None
+
+
+def test_super_weights_of_the_scan_stand_in_where_none_carries_the_growth(planted):
+    life = planted("llama", 3)
+    row, column = life.entries[0]
+    found = Finding.model_construct(
+        type="super weight", layer=life.birth_layer, expert=None, row=row, column=column
+    )
+    other = Finding.model_construct(type="super weight", layer=0, expert=None, row=row + 1, column=column)
+    told = effects_of(life, weights=[], findings=[found, other])
+    assert any(
+        "so the 1 super weight of the scan that writes these channels was removed" in n for n in told["notes"]
+    )
+    gone = pick(told["effects"], "super weight", "super weights removed", "outlier", life.birth_layer)
+    assert abs(gone["value"]) < 0.02 * gone["clean"]
 
 
 def test_an_outlier_that_is_the_same_in_all_inputs_can_be_a_constant(effects):

@@ -470,7 +470,7 @@ def test_a_single_input_has_no_interval():
     assert all(r["low"] is None and r["high"] is None for r in result["growth"])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
 def test_a_planted_life_has_its_entries_at_birth_and_exit(planted, model_type, seed):
     chain = planted(model_type, seed)

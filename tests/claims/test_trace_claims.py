@@ -3,7 +3,15 @@
 import pytest
 
 from skerry.claims.c3_3e_tokens import is_delimiter
-from skerry.claims.effects import CONSTANT, EQUAL_ENERGY, EQUALLY_MANY, FEED_FORWARD, QUERY_KEY, REMOVED, ZERO
+from skerry.claims.effects import (
+    CONSTANT,
+    EQUAL_ENERGY,
+    EQUALLY_MANY,
+    FEED_FORWARD,
+    QUERY_KEY,
+    REMOVED,
+    WITHOUT,
+)
 
 from .worlds import carrier, effect, evidence, grown, sink, site, verdict
 
@@ -51,7 +59,7 @@ def test_the_chain_starts_where_its_removal_ends_it():
 def arrows(outlier_gone, sinks_gone):
     rows = [
         effect("sink", "sinks removed", "outlier", -100 * outlier_gone, clean=100.0, half=2, layer=1, outcome_layer=3, p_value=0.01),
-        effect("birth", ZERO, "sink mass", -0.6 * sinks_gone, clean=0.6, half=0.01, outcome_layer=4),
+        effect("birth", WITHOUT, "sink mass", -0.6 * sinks_gone, clean=0.6, half=0.01, outcome_layer=4),
     ]  # fmt: skip
     return evidence({"effects": rows})
 

@@ -1,11 +1,12 @@
 """What is done to the outlier itself: at its birth, in doses, and everywhere.
 
-    birth     its cells behind the block where it is born: 0; their mean over all inputs; the value of another input
+    birth     its cells behind the block where it is born: 0; their mean over all inputs; the value of another input; and 0 behind every
+              block where it is alive, since a model may write again what was taken away
     dose      the same cells times 0, 0.25, 0.5, 1, 2
     removal   the cells of all outliers, behind every block where they are alive: 0; their mean there
 
-Controls of birth: at the same tokens random other channels are set to zero; or as large a change is made in a random direction that
-leaves outlier channels alone. Of dose: random other channels times the same factor. Of removal, behind the same blocks: as many random
+Controls of birth: at the same tokens random other channels are set to zero (in every block, for the last arm); or as large a change is
+made in a random direction that leaves outlier channels alone. Of dose: random other channels times the same factor. Of removal, behind the same blocks: as many random
 values are set to zero; or so many random values, of all channels but the outliers', that they hold as much energy. The last is left out,
 and that is said, where outliers hold more than half of the energy of all others: to take that away is to take away everything.
 """
@@ -26,8 +27,9 @@ from skerry.causes.effect_case import Case, Cells, alive_sites, birth_site, mean
 from skerry.causes.interventions import Intervention
 from skerry.causes.rerun import Rerun
 
-ZERO, MEAN, OTHER = "zero", "mean", "value of another input"
+ZERO, MEAN, OTHER, EVERYWHERE = "zero", "mean", "value of another input", "zero in every block"
 RANDOM_CHANNEL, RANDOM_DIRECTION = "random channel to zero", "random direction, as large a change"
+RANDOM_EVERYWHERE = "random channel to zero in every block"
 REMOVED, CONSTANT = "outliers zeroed", "outliers to mean"
 EQUALLY_MANY, EQUAL_ENERGY = "random values, equally many", "random values, equal energy"
 DOSES = (0.0, 0.25, 0.5, 1.0, 2.0)
@@ -43,16 +45,22 @@ def birth_arms(chain: Chain) -> Iterator[Arm]:
     def arm(name: str, make: Make, draw: int | None = None) -> Arm:
         return Arm("birth", name, "birth", make, layer, layer, site.part, draw=draw)
 
+    def everywhere(name: str, channels: Sequence[int], draw: int | None = None) -> Arm:
+        make = _zero_everywhere(chain, channels)
+        return Arm("birth", name, "birth in every block", make, layer, None, "resid.out", draw=draw)
+
     mean = {c.number: mean_value(chain.cases, c, site) for c in chain.born}
     yield arm(ZERO, _at_birth(chain, lambda _case: torch.zeros(())))
     yield arm(MEAN, _at_birth(chain, lambda case: _of_cells(case, chain.born, mean)))
     if sum(len(case.batch.input_ids) for case in chain.cases) > 1:
         given = [other_contexts(chain.cases, c, site, seed=chain.seed) for c in chain.born]
         yield arm(OTHER, _at_birth(chain, lambda case: torch.cat([of[case.number] for of in given])))
+    yield everywhere(EVERYWHERE, [c.channel for c in chain.born])
     for draw in range(chain.draws):
         generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
         channels = random_channels(width, chain.followed, len(chain.born), generator)
         yield arm(RANDOM_CHANNEL, _other_channels(chain, channels, 0.0), draw)
+        yield everywhere(RANDOM_EVERYWHERE, channels, draw)
         yield arm(RANDOM_DIRECTION, direction_at_birth(chain, draw), draw)
 
 
@@ -123,13 +131,31 @@ def _other_channels(chain: Chain, channels: Sequence[int], factor: float) -> Mak
     site = birth_site(chain.born[0])
 
     def make(case: Case, _rerun: Rerun) -> list[Intervention]:
-        pairs = list(zip(chain.born, channels, strict=False))
-        token = torch.cat([case.tokens[c.number] for c, _ in pairs])
-        channel = torch.cat([torch.full_like(case.tokens[c.number], j) for c, j in pairs])
-        cells = Cells(token, channel)
+        cells = _cells_of(case, list(zip(chain.born, channels, strict=False)))
         return edits(chain.anatomy, {site: cells.edit(lambda x: x * factor)}, "change of random channels")
 
     return make
+
+
+def _zero_everywhere(chain: Chain, channels: Sequence[int]) -> Make:
+    """At the tokens of each outlier a channel is zero behind every block where the outlier is alive."""
+    pairs = list(zip(chain.born, channels, strict=False))
+
+    def make(case: Case, _rerun: Rerun) -> list[Intervention]:
+        changes: dict[Site, Edit] = {}
+        for site in sorted({s for c, _ in pairs for s in alive_sites(chain.anatomy, c)}):
+            if site in chain.anatomy.taps:
+                here = [(c, j) for c, j in pairs if site in alive_sites(chain.anatomy, c)]
+                changes[site] = _cells_of(case, here).edit(torch.zeros_like)
+        return edits(chain.anatomy, changes, "channels set to zero in every block")
+
+    return make
+
+
+def _cells_of(case: Case, pairs: Sequence[tuple[Carrier, int]]) -> Cells:
+    """At the tokens of each outlier a channel."""
+    token = torch.cat([case.tokens[c.number] for c, _ in pairs])
+    return Cells(token, torch.cat([torch.full_like(case.tokens[c.number], j) for c, j in pairs]))
 
 
 def _direction(chain: Chain, direction: Tensor) -> Make:

@@ -22,6 +22,7 @@ from skerry.causes.carrier import SuperWeight
 from skerry.causes.effect_arm import Arm, Chain
 from skerry.causes.interventions import Intervention
 from skerry.errors import UnknownSite
+from skerry.outliers.finding import Finding
 
 SUPER, EQUALLY_LARGE = "super weights removed", "equally large weights removed"
 QUERY_KEY, RANDOM_QUERY_KEY = "query/key weights shrunk", "random query/key weights shrunk"
@@ -40,16 +41,41 @@ def super_weights(chain: Chain, weights: Sequence[SuperWeight]) -> list[Entry]:
     return list(dict.fromkeys((Site(w.layer, "w.down", w.expert), w.row, w.column) for w in found))
 
 
-def weight_arms(chain: Chain, weights: Sequence[SuperWeight], notes: list[str]) -> Iterator[Arm]:
+def scanned_super_weights(chain: Chain, findings: Sequence[Finding]) -> list[Entry]:
+    """The super weights of a scan that write the outliers' channels, in any block."""
+    channels = {c.channel for c in chain.born}
+    return [
+        (Site(f.layer, "w.down", f.expert), f.row, f.column)
+        for f in findings
+        if f.type == "super weight" and f.row in channels and f.row is not None and f.column is not None
+    ]
+
+
+def weight_arms(
+    chain: Chain, weights: Sequence[SuperWeight], findings: Sequence[Finding], notes: list[str]
+) -> Iterator[Arm]:
     """Super weights removed, and equally large ones."""
     entries = super_weights(chain, weights)
     if not entries:
-        notes.append("no entries of w.down carry the growth at the birth, so no super weights were removed")
+        entries = scanned_super_weights(chain, findings)
+        notes.append(f"no entries of w.down carry the growth at the birth, so {_removed(len(entries))}")
+    if not entries:
         return
-    yield _weight_arm(chain, "super weight", SUPER, "super weight", _without(chain.anatomy, entries))
+    ours = _without(chain.anatomy, entries)
+    yield _weight_arm(chain, "super weight", SUPER, "super weight", ours)
     for draw in range(chain.draws):
         ours = _without(chain.anatomy, equally_large(chain, entries, draw))
         yield _weight_arm(chain, "super weight", EQUALLY_LARGE, "super weight", ours, draw)
+
+
+def _removed(count: int) -> str:
+    if not count:
+        return "no super weights were removed"
+    plural = count > 1
+    return (
+        f"the {count} super weight{'s' * plural} of the scan that write{'' if plural else 's'} these channels "
+        f"{'were' if plural else 'was'} removed"
+    )
 
 
 def start_arms(chain: Chain, weights: Sequence[SuperWeight], notes: list[str]) -> Iterator[Arm]:
@@ -66,11 +92,11 @@ def start_arms(chain: Chain, weights: Sequence[SuperWeight], notes: list[str]) -
     ]
     if matrices:
         large = [shrink(anatomy, site, largest(anatomy.weight(site))) for site in matrices]
-        yield _weight_arm(chain, "start", QUERY_KEY, QUERY_KEY, large, first=0)
+        yield _weight_arm(chain, "start", QUERY_KEY, QUERY_KEY, large)
         for draw in range(chain.draws):
             generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
             some = [shrink(anatomy, site, _random_of(anatomy.weight(site), generator)) for site in matrices]
-            yield _weight_arm(chain, "start", RANDOM_QUERY_KEY, QUERY_KEY, some, draw, first=0)
+            yield _weight_arm(chain, "start", RANDOM_QUERY_KEY, QUERY_KEY, some, draw)
     else:
         notes.append("no query and key weights up to the birth can be changed, so they were not shrunk")
     yield from _feed_forward(chain, super_weights(chain, weights), notes)
@@ -98,19 +124,12 @@ def _feed_forward(chain: Chain, entries: Sequence[Entry], notes: list[str]) -> I
 
 
 def _weight_arm(
-    chain: Chain,
-    group: str,
-    name: str,
-    null: str,
-    changes: list[Intervention],
-    draw: int | None = None,
-    *,
-    first: int | None = None,
+    chain: Chain, group: str, name: str, null: str, changes: list[Intervention], draw: int | None = None
 ) -> Arm:
+    layers = {i.first_layer for i in changes}
     part = "w.q, w.k" if null == QUERY_KEY else "w.down"
-    layer = chain.birth if first is None else None
-    start = chain.birth if first is None else first
-    return Arm(group, name, null, lambda _case, _rerun: changes, start, layer, part, draw=draw)
+    layer = min(layers) if len(layers) == 1 else None
+    return Arm(group, name, null, lambda _case, _rerun: changes, min(layers), layer, part, draw=draw)
 
 
 def _without(anatomy: Anatomy, entries: Sequence[Entry]) -> list[Intervention]:

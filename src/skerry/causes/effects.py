@@ -32,13 +32,14 @@ from skerry.causes.rerun import Rerun
 from skerry.causes.sinks import Sinks
 from skerry.causes.spread_text import followed
 from skerry.corpus.batch import Batch
+from skerry.outliers.finding import Finding
 from skerry.run.progress import Progress, Silent
 
 # Draws of each control: with 19 the smallest p-value is 0.05. Fewer where the operations for them are more than about ten minutes of one core.
 DRAWS, FEWEST_DRAWS = 19, 5
 OPERATIONS = 5e13
 # Runs that a draw costs in all groups together.
-RUNS_PER_DRAW = 15
+RUNS_PER_DRAW = 16
 Rows = list[dict[str, Any]]
 
 
@@ -51,6 +52,7 @@ def measure_effects(
     sinks: Sinks,
     judge: Judge,
     *,
+    findings: Sequence[Finding] = (),
     inputs: int | None = None,
     draws: int | None = None,
     seed: int = 0,
@@ -66,6 +68,7 @@ def measure_effects(
         weights: Entries that carry their growth.
         sinks: Which keys are sinks.
         judge: Says how much a change hurts.
+        findings: Those of the scan: where no entries carry the growth, its super weights are removed.
         inputs: Inputs used; see `choose_inputs`.
         draws: Random draws of each control; 19 by default, fewer in large models.
         seed: Of controls and resampling.
@@ -87,7 +90,7 @@ def measure_effects(
     if draws < DRAWS:
         notes.append(f"{draws} draws of each control: no p-value can be below {1 / (1 + draws):.2g}")
     chain = Chain(anatomy, cases, chosen, born, sinks, seed, draws)
-    arms = list(_arms(chain, weights, notes))
+    arms = list(_arms(chain, weights, findings, notes))
     measured = _measure(chain, arms, judge, progress)
     return {"effects": _rows(measured, seed), "notes": notes}
 
@@ -109,9 +112,11 @@ def _why_nothing(carriers: Sequence[Carrier]) -> str:
     return "no input of at least two tokens carries an outlier at a place that can be changed, so no intervention was made"
 
 
-def _arms(chain: Chain, weights: Sequence[SuperWeight], notes: list[str]) -> Iterator[Arm]:
+def _arms(
+    chain: Chain, weights: Sequence[SuperWeight], findings: Sequence[Finding], notes: list[str]
+) -> Iterator[Arm]:
     yield from birth_arms(chain)
-    yield from weight_arms(chain, weights, notes)
+    yield from weight_arms(chain, weights, findings, notes)
     yield from dose_arms(chain)
     yield from path_arms(chain, notes)
     yield from start_arms(chain, weights, notes)

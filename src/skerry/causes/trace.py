@@ -212,6 +212,7 @@ class _Work:
                 weights,
                 self.sinks,
                 self.judge,
+                findings=self.findings,
                 seed=self.seed,
                 progress=self.progress,
             )

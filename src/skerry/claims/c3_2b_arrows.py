@@ -1,7 +1,8 @@
 """3.2b  Attention outliers cause activation outliers downstream; and the reverse arrow.
 
 Sinks are taken out of the attention (their mass given to the other keys), and the outlier of the residual stream is read in the later block
-where it is largest; the reverse: the outlier is set to zero where it is born, and the mass on sinks is read in the block where it is largest.
+where it is largest; the reverse: the outlier is set to zero behind every block where it lives (a model may write again what is only taken away at
+the birth), and the mass on sinks is read in the block where it is largest.
 The statement is judged by the first arrow: a cause that is taken away takes most of its effect along. The reverse arrow is said and drawn.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict
-from skerry.claims.effects import ZERO, gone, group, strongest
+from skerry.claims.effects import WITHOUT, gone, group, strongest
 from skerry.claims.evidence import Evidence, Row
 from skerry.claims.words import number, percent_span
 
@@ -32,7 +33,7 @@ def judge(evidence: Evidence) -> Judged:
     why = f"Without attention on sinks {percent_span(ours)} of the outlier behind block {forward['outcome_layer']} is gone{_null(forward)}."
     arrows = {"no sinks: outlier": ours}
     try:
-        back = _arrow([r for r in group(evidence, "birth") if r["arm"] == ZERO], "sink mass")
+        back = _arrow([r for r in group(evidence, "birth") if r["arm"] == WITHOUT], "sink mass")
     except NotApplicable:
         back = None
     if back is not None:
@@ -79,7 +80,7 @@ CLAIM = Claim(
     source="The review, section 3.2; An et al. 2025 (arXiv 2502.06415)",
     statement="Attention outliers cause activation outliers downstream.",
     measured="Share of the residual stream's outlier that is gone when attention on sinks is taken out; for the reverse arrow, share of the mass on "
-    "sinks that is gone when the outlier is set to zero at its birth.",
+    "sinks that is gone when the outlier is set to zero in every block where it lives.",
     rule="Supported when the whole 95 % interval over inputs lies above 0.5 (most of the outlier goes with the sinks), refuted when it lies below "
     "0.1 (hardly any does), else inconclusive. The reverse arrow is reported and decides nothing.",
     effect_name="outlier gone without sinks",

@@ -12,7 +12,7 @@ from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import NotApplicable
 from skerry.claims.evidence import Evidence, Row
 
-ZERO, MEAN = "zero", "mean"
+WITHOUT = "zero in every block"
 QUERY_KEY, FEED_FORWARD = "query/key weights shrunk", "feed-forward weights zeroed"
 REMOVED, CONSTANT = "outliers zeroed", "outliers to mean"
 EQUALLY_MANY, EQUAL_ENERGY = "random values, equally many", "random values, equal energy"

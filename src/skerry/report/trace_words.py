@@ -212,7 +212,7 @@ def _chain(trace: Trace) -> str:
     if not known(r["clean"]) or not known(r["value"]):
         return ""
     place = f" of block {r['outcome_layer']}" if r["outcome_layer"] is not None else ""
-    return f"With “{f.tidy(r['arm'])}” there, the sink mass{place} goes from {f.percent(r['clean'])} to {f.percent(r['value'])}{_against(trace, r)}."
+    return f"With “{f.tidy(r['arm'])}” the sink mass{place} goes from {f.percent(r['clean'])} to {f.percent(r['value'])}{_against(trace, r)}."
 
 
 def dose_words(trace: Trace) -> str:
