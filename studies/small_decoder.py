@@ -68,15 +68,17 @@ def windows(ids: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.zeros(count, 1, dtype=torch.long), body], dim=1)
 
 
-def rate(step: int, steps: int, *, peak: float = 3e-3, warmup: int = 100) -> float:
-    """Warm-up, then cosine to a tenth."""
+def rate(step: int, steps: int, final: float, *, peak: float = 3e-3, warmup: int = 100) -> float:
+    """Warm-up, then cosine to `final` of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     share = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def train(model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed: int, decay: float) -> float:
+def train(
+    model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed: int, decay: float, final: float
+) -> float:
     """The mean loss of the last 50 steps."""
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=decay)
@@ -84,7 +86,7 @@ def train(model: LlamaForCausalLM, ids: Tensor, *, steps: int, batch: int, seed:
     start = time.perf_counter()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(step, steps, final)
         x = windows(ids, batch, generator)
         loss = model(input_ids=x, labels=x, use_cache=False).loss
         optimiser.zero_grad(set_to_none=True)
@@ -132,6 +134,7 @@ def main() -> None:
     ask.add_argument("--heads", type=int, default=6)
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--decay", type=float, default=0.01)
+    ask.add_argument("--final", type=float, default=0.1, help="learning rate at the end / at its peak")
     ask.add_argument("--seed", type=int, default=0)
     given = ask.parse_args()
     torch.manual_seed(given.seed)
@@ -144,7 +147,15 @@ def main() -> None:
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(ids):,} tokens of text", flush=True
     )
-    loss = train(model, ids, steps=given.steps, batch=given.batch, seed=given.seed, decay=given.decay)
+    loss = train(
+        model,
+        ids,
+        steps=given.steps,
+        batch=given.batch,
+        seed=given.seed,
+        decay=given.decay,
+        final=given.final,
+    )
     given.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(given.out)
     tokenizer.save_pretrained(given.out)

@@ -2,11 +2,11 @@
 
     birth     its cells behind the block where it is born: 0; their mean over all inputs; the value of another input; and 0 behind every
               block where it is alive, since a model may write again what was taken away
-    dose      the same cells times 0, 0.25, 0.5, 1, 2
+    dose      the same cells held at 0, 0.25, 0.5, 1, 2 times their untouched values, behind every block where they are alive
     removal   the cells of all outliers, behind every block where they are alive: 0; their mean there
 
 Controls of birth: at the same tokens random other channels are set to zero (in every block, for the last arm); or as large a change is
-made in a random direction that leaves outlier channels alone. Of dose: random other channels times the same factor. Of removal, behind the same blocks: as many random
+made in a random direction that leaves outlier channels alone. Of dose: random other channels times the same factor at the birth. Of removal, behind the same blocks: as many random
 values are set to zero; or so many random values, of all channels but the outliers', that they hold as much energy. The last is left out,
 and that is said, where outliers hold more than half of the energy of all others: to take that away is to take away everything.
 """
@@ -70,9 +70,10 @@ def dose_arms(chain: Chain) -> Iterator[Arm]:
     for dose in DOSES:
 
         def arm(name: str, make: Make, draw: int | None = None, dose: float = dose) -> Arm:
-            return Arm("dose", name, f"dose {dose:g}", make, layer, layer, site.part, dose, draw)
+            where = None if draw is None else layer
+            return Arm("dose", name, f"dose {dose:g}", make, layer, where, site.part, dose, draw)
 
-        yield arm(f"outlier x {dose:g}", _scaled(chain, dose))
+        yield arm(f"outlier x {dose:g}", _held(chain, dose))
         for draw in range(chain.draws if dose != 1.0 else 0):
             generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
             channels = random_channels(chain.anatomy.dims.hidden, chain.followed, len(chain.born), generator)
@@ -87,9 +88,9 @@ def random_channels(
     return [j for j in torch.randperm(width, generator=generator).tolist() if j not in own][:count]
 
 
-def zero_at_birth(chain: Chain) -> Make:
-    """The change of the first arm."""
-    return _at_birth(chain, lambda _case: torch.zeros(()))
+def without_outlier(chain: Chain) -> Make:
+    """Zero in every block."""
+    return _zero_everywhere(chain, [c.channel for c in chain.born])
 
 
 def direction_at_birth(chain: Chain, draw: int) -> Make:
@@ -115,13 +116,17 @@ def _of_cells(case: Case, carriers: Sequence[Carrier], mean: Mapping[int, float]
     return torch.cat([torch.full((len(case.tokens[c.number]),), mean[c.number]) for c in carriers])
 
 
-def _scaled(chain: Chain, factor: float) -> Make:
-    site = birth_site(chain.born[0])
+def _held(chain: Chain, factor: float) -> Make:
+    """The outliers' cells are a factor times their untouched values, behind every block where they are alive."""
 
     def make(case: Case, _rerun: Rerun) -> list[Intervention]:
-        return edits(
-            chain.anatomy, {site: case.cells(chain.born).edit(lambda x: x * factor)}, f"outlier x {factor:g}"
-        )
+        changes: dict[Site, Edit] = {}
+        for site in sorted({s for c in chain.born for s in alive_sites(chain.anatomy, c)}):
+            own = [c for c in chain.born if (c.number, site) in case.values]
+            if own:
+                value = torch.cat([case.values[c.number, site] for c in own])
+                changes[site] = case.cells(own).edit(_put(factor * value))
+        return edits(chain.anatomy, changes, f"outlier x {factor:g}")
 
     return make
 

@@ -1,12 +1,13 @@
-"""The change at the birth is let through on one way only, and sinks are taken out.
+"""The outlier is taken away on one way only, and sinks are taken out.
 
-Two runs are recorded at the tokens of the outlier, in all blocks after its birth: the untouched one and the one without the outlier.
+Two runs are recorded at the tokens of the outlier, in all blocks after its birth: the untouched one and the one
+in which the outlier is zero behind every block where it is alive.
 
     only keys           untouched, but keys there are those of the run without the outlier
     only values         untouched, but values there are those of that run
     only the residual   without the outlier, but keys and values there are those of the untouched run
 
-Control: the same three ways for a change as large in a random direction. In a causal model with the outlier at the first token, keys and
+Control: the same three ways for a change as large in a random direction at the birth. In a causal model with the outlier at the first token, keys and
 values are all that other tokens receive of it, so the third way changes nothing but that token.
 
     no attention on sinks    `ablate_sink` in every block with sinks; control: as many other positions
@@ -25,7 +26,7 @@ from skerry.anatomy.watch import watch
 from skerry.causes.ablations import ablate_sink
 from skerry.causes.effect_arm import Arm, Chain, Make, edits
 from skerry.causes.effect_case import Case
-from skerry.causes.effect_outlier import direction_at_birth, zero_at_birth
+from skerry.causes.effect_outlier import direction_at_birth, without_outlier
 from skerry.causes.interventions import Intervention
 from skerry.causes.rerun import Rerun
 from skerry.causes.sinks import Sinks
@@ -43,7 +44,7 @@ def path_arms(chain: Chain, notes: list[str]) -> Iterator[Arm]:
     if not with_keys:
         notes.append("no block after the birth shows keys and values, so no paths were told apart")
         return
-    yield from _ways(chain, with_keys, zero_at_birth(chain), None)
+    yield from _ways(chain, with_keys, without_outlier(chain), None)
     for draw in range(chain.draws):
         yield from _ways(chain, with_keys, direction_at_birth(chain, draw), draw)
 
