@@ -57,8 +57,12 @@ CONFIGS = {
 
 def stranger(name, seed=0, **overrides):
     """A small random model without a head, in evaluation mode."""
+    before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    config = transformers.AutoConfig.for_model(name, **{**CONFIGS[name], **overrides})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return transformers.AutoModel.from_config(config).eval()
+    try:
+        config = transformers.AutoConfig.for_model(name, **{**CONFIGS[name], **overrides})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return transformers.AutoModel.from_config(config).eval()
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -259,6 +259,15 @@ def test_runs_are_listed_newest_first_with_damaged_ones_named(tmp_path):
         listing(tmp_path / "nowhere")
 
 
+@pytest.fixture
+def _interruptible():
+    """A process that a shell put into the background inherits that it ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_waits_for_the_unit_of_work_and_a_second_one_does_not():
     from skerry.run.interrupt import deferred_interrupt
 
