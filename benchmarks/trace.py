@@ -71,9 +71,10 @@ def reuse(model: str | None, options: dict[str, Any], rounds: int) -> list[tuple
     from skerry.outliers.options import Options
     from skerry.outliers.plan import make_plan
 
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(model, None, Options(out=f"{folder}/run", **options))
-        batch, anatomy = next(iter(plan.feed)), plan.anatomy
+    batch, anatomy = next(iter(plan.feed)), plan.anatomy
+    with torch.inference_mode():
         rerun = Rerun(anatomy, batch)
         blocks = range(anatomy.dims.num_layers)
         changes = [zero(anatomy, f"{b}.attn.in", channels=0) for b in blocks]
