@@ -272,3 +272,15 @@ def test_what_an_observer_computes_is_not_taken_for_attention_by_a_watch_around_
         alone = capture(anatomy, ids, ["attn.probs"])
     assert layers == [0, 1]
     assert all(torch.equal(x, alone[s]) for s, x in capture(anatomy, ids, ["attn.probs"]).items())
+
+
+def test_a_model_that_was_made_under_inference_mode_is_read_and_its_buffers_come_back():
+    from skerry.anatomy.quiet import quiet
+
+    with torch.inference_mode():
+        model = zoo.tiny("gpt2")
+        model.register_buffer("counted", torch.zeros(3))
+    assert model.counted.is_inference() and Site(0, "mlp.out") in resolve(model).taps
+    with quiet(model), torch.inference_mode():
+        model.counted.add_(1)
+    assert torch.equal(model.counted, torch.zeros(3))

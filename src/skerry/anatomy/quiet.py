@@ -36,7 +36,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode while open; afterwards every module's mode, the random state and the buffers are as before."""
     modes = {m: m.training for m in model.modules()}
     buffers = [
-        (module, name, buffer, buffer.clone() if buffer.numel() <= _COPIED else None, buffer._version)
+        (module, name, buffer, buffer.clone() if buffer.numel() <= _COPIED else None, _version(buffer))
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if isinstance(buffer, Tensor)
@@ -50,7 +50,12 @@ def quiet(model: nn.Module) -> Iterator[None]:
         for module, training in modes.items():
             module.training = training
         for module, name, buffer, copy, version in buffers:
-            if copy is not None and buffer._version != version:
-                with torch.no_grad():
+            if copy is not None and (version is None or buffer._version != version):
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(copy)
             module._buffers[name] = buffer
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often it was written into; None where nobody counts: a model that was loaded under inference mode."""
+    return None if buffer.is_inference() else buffer._version
