@@ -325,7 +325,8 @@ def proof(trace: Trace, c: Row, outcome: str) -> list[str]:
         return []
     show = f.percent if outcome == "sink mass" else f.number
     place = f" (block {r['outcome_layer']})" if r["outcome_layer"] is not None else ""
-    return [f"with “{f.tidy(r['arm'])}” at the birth: {show(r['clean'])} → {show(r['value'])}{place}"]
+    where = "" if r["layer"] is None else " at the birth"
+    return [f"with “{f.tidy(r['arm'])}”{where}: {show(r['clean'])} → {show(r['value'])}{place}"]
 
 
 def keys_card(trace: Trace, c: Row) -> tuple[Card | None, str]:
