@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leftovers import bits, same_bits, state
@@ -29,6 +30,7 @@ from skerry.causes.effect_weights import equally_large, largest, shrink
 from skerry.causes.effects import affordable_draws, measure_effects
 from skerry.causes.outcome import Judge
 from skerry.causes.sinks import Sinks
+from skerry.corpus.batch import Batch
 from skerry.outliers.finding import Finding
 
 DRAWS = 3
@@ -427,3 +429,31 @@ def test_an_encoder_has_distances(tiny_model, planted):
     }
     row = pick(found["effects"], "birth", "zero", "distance")
     assert row["change"] > 0 and math.isfinite(row["low"]) and judge.note in found["notes"]
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_family_can_be_changed_at_every_arm_and_is_left_as_it_was(name):
+    anatomy = resolve(zoo.tiny(name))
+    weights, num_layers = bits(anatomy.model), anatomy.dims.num_layers
+    ids = torch.randint(4, 90, (6, 12), generator=torch.Generator().manual_seed(0))
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    keep[2, 9:] = False
+    keep[4, :3] = False
+    own = [
+        Carrier(0, "massive activation", 3, 1, 0, 0, None, 10.0, 30.0, 5.0),
+        Carrier(1, "outlier channel", 5, -1, None, 0, num_layers - 1, 10.0, 30.0, 5.0),
+    ]
+    first = torch.tensor([0, 12, 24, 36, 51, 60])
+    places = Places([{0: first, 1: keep.reshape(-1).nonzero()[:, 0]}], [torch.tensor([4])])
+    sinks = Sinks({layer: frozenset({0}) for layer in anatomy.attention})
+    batch = Batch(ids, keep, torch.arange(6))
+    found = measure_effects(anatomy, [batch], own, places, [], sinks, Judge(anatomy), draws=1)
+    rows = found["effects"]
+    assert {r["group"] for r in rows} == {"birth", "dose", "path", "start", "sink", "removal"}
+    assert all(math.isfinite(r["change"]) for r in rows)
+    for r in rows:
+        if r["arm"] == "outlier x 1":
+            assert abs(r["change"]) < 1e-6, r
+        if r["arm"] == "zero in every block" and r["outcome"] == "outlier":
+            assert abs(r["value"]) < 1e-6, r
+    assert same_bits(anatomy.model, weights)

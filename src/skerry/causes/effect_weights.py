@@ -20,6 +20,7 @@ from skerry.anatomy.sites import Site
 from skerry.causes.ablations import ablate_weight
 from skerry.causes.carrier import SuperWeight
 from skerry.causes.effect_arm import Arm, Chain
+from skerry.causes.effect_outlier import random_channels
 from skerry.causes.interventions import Intervention
 from skerry.errors import UnknownSite
 from skerry.outliers.finding import Finding
@@ -110,16 +111,16 @@ def _feed_forward(chain: Chain, entries: Sequence[Entry], notes: list[str]) -> I
             ours = _without(chain.anatomy, equally_large(chain, entries, draw))
             yield _weight_arm(chain, "start", EQUALLY_LARGE, FEED_FORWARD, ours, draw)
         return
-    site = Site(chain.birth, "w.down")
-    if site not in chain.anatomy.matrices:
-        notes.append(f"{site} is no single matrix, so its rows were not zeroed")
+    sites = [s for s in chain.anatomy.matrices if s.layer == chain.birth and s.part == "w.down"]
+    if not sites:
+        notes.append(f"block {chain.birth} shows no down projection, so no feed-forward weights were zeroed")
         return
-    yield _weight_arm(chain, "start", FEED_FORWARD, FEED_FORWARD, _without_rows(chain.anatomy, site, rows))
+    ours = _without_rows(chain.anatomy, sites, rows)
+    yield _weight_arm(chain, "start", FEED_FORWARD, FEED_FORWARD, ours)
     for draw in range(chain.draws):
         generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
-        other = torch.randperm(chain.anatomy.dims.hidden, generator=generator).tolist()
-        some = [j for j in other if j not in {c.channel for c in chain.followed}][: len(rows)]
-        ours = _without_rows(chain.anatomy, site, some)
+        some = random_channels(chain.anatomy.dims.hidden, chain.followed, len(rows), generator)
+        ours = _without_rows(chain.anatomy, sites, some)
         yield _weight_arm(chain, "start", "random rows zeroed", FEED_FORWARD, ours, draw)
 
 
@@ -142,9 +143,13 @@ def _without(anatomy: Anatomy, entries: Sequence[Entry]) -> list[Intervention]:
     ]
 
 
-def _without_rows(anatomy: Anatomy, site: Site, rows: Sequence[int]) -> list[Intervention]:
-    columns = torch.arange(anatomy.weight(site).shape[1])
-    return [ablate_weight(anatomy, site, row, columns) for row in rows]
+def _without_rows(anatomy: Anatomy, sites: Sequence[Site], rows: Sequence[int]) -> list[Intervention]:
+    """Whole rows zero, in every expert."""
+    return [
+        ablate_weight(anatomy, site, row, torch.arange(anatomy.weight(site).shape[1]))
+        for site in sites
+        for row in rows
+    ]
 
 
 def equally_large(chain: Chain, entries: Sequence[Entry], draw: int) -> list[Entry]:
