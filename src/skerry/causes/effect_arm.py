@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from skerry.anatomy.change import Edit, change
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.sites import Site
@@ -78,6 +80,10 @@ class Chain:
         """Block of the birth; -1 for the embedding."""
         layer = self.born[0].birth_layer
         return -1 if layer is None else layer
+
+    def random(self, draw: int) -> torch.Generator:
+        """What a draw of a control is made from."""
+        return torch.Generator().manual_seed(self.seed * 7919 + draw)
 
 
 def edits(anatomy: Anatomy, changes: Mapping[Site, Edit], what: str) -> list[Intervention]:

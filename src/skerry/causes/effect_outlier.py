@@ -57,7 +57,7 @@ def birth_arms(chain: Chain) -> Iterator[Arm]:
         yield arm(OTHER, _at_birth(chain, lambda case: torch.cat([of[case.number] for of in given])))
     yield everywhere(EVERYWHERE, [c.channel for c in chain.born])
     for draw in range(chain.draws):
-        generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+        generator = chain.random(draw)
         channels = random_channels(width, chain.followed, len(chain.born), generator)
         yield arm(RANDOM_CHANNEL, _other_channels(chain, channels, 0.0), draw)
         yield everywhere(RANDOM_EVERYWHERE, channels, draw)
@@ -75,7 +75,7 @@ def dose_arms(chain: Chain) -> Iterator[Arm]:
 
         yield arm(f"outlier x {dose:g}", _held(chain, dose))
         for draw in range(chain.draws if dose != 1.0 else 0):
-            generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+            generator = chain.random(draw)
             channels = random_channels(chain.anatomy.dims.hidden, chain.followed, len(chain.born), generator)
             yield arm(f"random channel x {dose:g}", _other_channels(chain, channels, dose), draw)
 

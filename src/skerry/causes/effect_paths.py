@@ -135,7 +135,7 @@ def sink_arms(chain: Chain, notes: list[str]) -> Iterator[Arm]:
 
 def _other_positions(chain: Chain, case: Case, layers: Sequence[int], draw: int) -> Sinks:
     """As many positions as an input has sinks on average, at random among those that are no sink in any of its inputs."""
-    generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+    generator = chain.random(draw)
     length = int(case.batch.keep.sum(1).min())
     positions: dict[int, frozenset[int]] = {}
     for layer in layers:

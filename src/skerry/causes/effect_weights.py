@@ -95,7 +95,7 @@ def start_arms(chain: Chain, weights: Sequence[SuperWeight], notes: list[str]) -
         large = [shrink(anatomy, site, largest(anatomy.weight(site))) for site in matrices]
         yield _weight_arm(chain, "start", QUERY_KEY, QUERY_KEY, large)
         for draw in range(chain.draws):
-            generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+            generator = chain.random(draw)
             some = [shrink(anatomy, site, _random_of(anatomy.weight(site), generator)) for site in matrices]
             yield _weight_arm(chain, "start", RANDOM_QUERY_KEY, QUERY_KEY, some, draw)
     else:
@@ -118,7 +118,7 @@ def _feed_forward(chain: Chain, entries: Sequence[Entry], notes: list[str]) -> I
     ours = _without_rows(chain.anatomy, sites, rows)
     yield _weight_arm(chain, "start", FEED_FORWARD, FEED_FORWARD, ours)
     for draw in range(chain.draws):
-        generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+        generator = chain.random(draw)
         some = random_channels(chain.anatomy.dims.hidden, chain.followed, len(rows), generator)
         ours = _without_rows(chain.anatomy, sites, some)
         yield _weight_arm(chain, "start", "random rows zeroed", FEED_FORWARD, ours, draw)
@@ -154,7 +154,7 @@ def _without_rows(anatomy: Anatomy, sites: Sequence[Site], rows: Sequence[int]) 
 
 def equally_large(chain: Chain, entries: Sequence[Entry], draw: int) -> list[Entry]:
     """For every entry another one of its matrix that is about as large, at random; of rows without outliers."""
-    generator = torch.Generator().manual_seed(chain.seed * 7919 + draw)
+    generator = chain.random(draw)
     own = [c.channel for c in chain.followed]
     chosen: list[Entry] = []
     for site in dict.fromkeys(e[0] for e in entries):
