@@ -108,3 +108,28 @@ def test_two_runs_agree_bit_for_bit(planted):
     a = skerry.scan(planted, ids(planted), out="a").run.record.stages["activations"].files
     b = skerry.scan(planted, ids(planted), out="b").run.record.stages["activations"].files
     assert {n: f.sha256 for n, f in a.items()} == {n: f.sha256 for n, f in b.items()}
+
+
+def test_a_report_tells_the_claims_that_were_judged_after_it_was_written(planted, tmp_path):
+    audit = skerry.audit(planted, ids(planted), out=tmp_path / "run")
+    before = audit.report.read_text("utf-8")
+    assert 'id="claims"' not in before
+    judged = skerry.claims(tmp_path / "run", only="2.*")
+    page = judged.run.file("report.html")
+    told = page.read_text("utf-8")
+    assert 'id="claims"' in told and 'href="#claims"' in told
+    for result in judged.results:
+        assert result.statement[:40] in told
+    again = skerry.claims(tmp_path / "run", only="2.*")
+    assert again.run.file("report.html") == page
+    assert [r.verdict for r in again.results] == [r.verdict for r in judged.results]
+
+
+def test_claims_of_a_model_measure_what_they_need_and_its_notes_are_in_the_report(planted):
+    judged = skerry.claims(planted, ids(planted), only=["3.2a", "4.3*"], out="run")
+    assert [r.id for r in judged.results] == ["3.2a", "4.3a", "4.3b"]
+    assert "effects" in judged.run.record.stages and "roles" not in judged.run.record.stages
+    assert all(r.verdict == "not applicable" or r.interval for r in judged.results)
+    assert "so no intervention was made" in judged.run.file("report.html").read_text("utf-8")
+    with pytest.raises(UsageError, match="no claim has the id '9.9'"):
+        skerry.claims(planted, ids(planted), only="9.9")

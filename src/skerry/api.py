@@ -243,19 +243,27 @@ def default_place() -> Path:
 
 
 def write_report(run: Run) -> Run:
-    """Write `report.html` into a run, unless the same one is there."""
+    """Write `report.html` into a run, unless one of all that the run holds now is there."""
     import hashlib
     import time
 
     import skerry
-    from skerry.report import html
+    from skerry.causes.document import trace_notes
+    from skerry.report import html, read_claims
 
-    text = run.text("summary.json")
-    key = hashlib.sha256(f"{skerry.__version__}\0{text}".encode()).hexdigest()[:16]
+    stages = {name: stage for name, stage in run.record.stages.items() if name != "report"}
+    told = [(n, f, file.sha256) for n, stage in stages.items() for f, file in stage.files.items()]
+    key = hashlib.sha256(repr((skerry.__version__, sorted(told))).encode()).hexdigest()[:16]
     if not run.finished("report", key):
         start = time.perf_counter()
         summary = Summary.model_validate(run.summary_document())
-        page = html(summary, report_tables(run), record=dict(run.record.facts))
+        page = html(
+            summary,
+            report_tables(run),
+            record=dict(run.record.facts),
+            claims=read_claims(run),
+            notes=trace_notes(run),
+        )
         with run.writing():
             run.finish("report", key, texts={"report.html": page}, seconds=time.perf_counter() - start)
     return run

@@ -5,6 +5,7 @@ from .figures import figures, png
 from .html import html
 from .notebook import notebook
 from .terminal import terminal, view
+from .trace_data import read_claims
 from .trace_figures import trace_figures, write_figures
 from .trace_sections import trace_sections
 from .trace_terminal import claims_list, claims_terminal, trace_terminal
@@ -20,6 +21,7 @@ __all__ = [
     "html",
     "notebook",
     "png",
+    "read_claims",
     "section",
     "terminal",
     "trace_figures",

@@ -201,7 +201,7 @@ def _damage(trace: Trace) -> str:
     first = max(rows, key=lambda r: abs(r["change"]))
     name = {"distance": "distance of the last hidden states"}.get(outcome or "", outcome)
     note = " (the model has no head that gives a loss)" if outcome == "distance" else ""
-    return f"Change of the {name}{note} by interventions at the birth: {f.listing(told)}{_against(trace, first)}."
+    return f"Change of the {name}{note} by interventions on the outlier: {f.listing(told)}{_against(trace, first)}."
 
 
 def _chain(trace: Trace) -> str:
