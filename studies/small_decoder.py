@@ -1,8 +1,8 @@
-"""Train a small decoder in which an attention sink emerges: about ten minutes on one core.
+"""Train a small decoder that grows outliers and a weak attention sink at its first token: about ten minutes on one core.
 
-    python studies/small_decoder.py OUT [--steps 1500] [--layers 3] [--seed 0]
+    python studies/small_decoder.py OUT [--steps 1500] [--layers 3] [--batch 32] [--seed 0]
 
-A rotary decoder with RMSNorm and a gated feed-forward (the layout of LLaMA), about two million parameters, a byte-level BPE
+A rotary decoder with RMSNorm and a gated feed-forward (the layout of LLaMA), 1.5 million parameters, a byte-level BPE
 vocabulary of 1,024, windows of 128 tokens of the built-in corpus with a beginning-of-sequence token in front, AdamW at 3e-3 with
 warm-up and cosine. OUT receives a checkpoint that `skerry audit OUT` and `transformers` read, and `recipe.json` with what it gave.
 """
@@ -132,7 +132,7 @@ def main() -> None:
     ask.add_argument("--layers", type=int, default=3)
     ask.add_argument("--width", type=int, default=192)
     ask.add_argument("--heads", type=int, default=6)
-    ask.add_argument("--batch", type=int, default=16)
+    ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--decay", type=float, default=0.01)
     ask.add_argument("--final", type=float, default=0.1, help="learning rate at the end / at its peak")
     ask.add_argument("--seed", type=int, default=0)
