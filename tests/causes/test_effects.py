@@ -28,6 +28,7 @@ from skerry.causes.effect_outlier import (
 )
 from skerry.causes.effect_weights import equally_large, largest, shrink
 from skerry.causes.effects import affordable_draws, measure_effects
+from skerry.causes.notes import ALONE
 from skerry.causes.outcome import Judge
 from skerry.causes.sinks import Sinks
 from skerry.corpus.batch import Batch
@@ -287,6 +288,11 @@ def test_inputs_of_one_token_are_said(planted):
         life.anatomy, batches, [carrier_of(life)], places, [], sinks_of(life), Judge(life.anatomy)
     )
     assert found["effects"] == [] and "at least two tokens" in found["notes"][-1]
+
+
+def test_where_the_mask_decides_it_is_said(planted):
+    assert ALONE in effects_of(planted("llama", 3), draws=1)["notes"]
+    assert ALONE not in effects_of(planted("llama", 3, delimiter=True), draws=1)["notes"]
 
 
 def test_one_input_has_numbers_but_no_interval(planted):

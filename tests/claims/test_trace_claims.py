@@ -2,6 +2,7 @@
 
 import pytest
 
+from skerry.causes.notes import ALONE
 from skerry.claims.c3_3e_tokens import is_delimiter
 from skerry.claims.effects import (
     CONSTANT,
@@ -54,6 +55,15 @@ def test_the_chain_starts_where_its_removal_ends_it():
     assert "the feed-forward writes 90 %, attention 10 %" in found.why
     assert verdict("3.2a", start(0.5, 0.5)).verdict == "inconclusive"
     assert verdict("3.2a", start(0.9, 0.95)).verdict == "inconclusive"
+
+
+def test_what_the_mask_decides_is_said_with_the_verdict():
+    for told in (start(0.0, 0.9), arrows(0.0, 0.9)):
+        claim = "3.2a" if told.rows("effects")[0]["group"] == "start" else "3.2b"
+        assert "attends to itself alone" not in verdict(claim, told).why
+        told.notes = {"effects": [ALONE]}
+        found = verdict(claim, told)
+        assert found.verdict == "refuted" and f"But {ALONE}." in found.why
 
 
 def arrows(outlier_gone, sinks_gone):

@@ -22,11 +22,12 @@ from skerry.anatomy.model import Anatomy
 from skerry.causes.bootstrap import bootstrap, chance
 from skerry.causes.carrier import Carrier, Places, SuperWeight
 from skerry.causes.effect_arm import Arm, Chain
-from skerry.causes.effect_case import birth_site, choose_cases, read_values
+from skerry.causes.effect_case import Case, birth_site, choose_cases, read_values
 from skerry.causes.effect_outlier import birth_arms, dose_arms, removal_arms
 from skerry.causes.effect_paths import path_arms, sink_arms
 from skerry.causes.effect_reading import Key, Reading
 from skerry.causes.effect_weights import start_arms, weight_arms
+from skerry.causes.notes import ALONE
 from skerry.causes.outcome import Judge
 from skerry.causes.rerun import Rerun
 from skerry.causes.sinks import Sinks
@@ -84,6 +85,8 @@ def measure_effects(
         return {"effects": [], "notes": [_why_nothing(carriers)]}
     if not sinks.layers:
         notes.append("no attention sinks were found, so sink mass and value norms were not read")
+    if judge.vocab is not None and _is_first(cases, born):
+        notes.append(ALONE)
     read_values(anatomy, cases, chosen)
     if draws is None:
         draws = affordable_draws(anatomy, sum(case.batch.num_tokens for case in cases))
@@ -104,6 +107,15 @@ def affordable_draws(anatomy: Anatomy, num_tokens: int) -> int:
 
 def _is_carried(carrier: Carrier, places: Places) -> bool:
     return any(len(found.get(carrier.number, ())) for found in places.carried)
+
+
+def _is_first(cases: Sequence[Case], born: Sequence[Carrier]) -> bool:
+    """Whether these outliers sit at first tokens only."""
+    return all(
+        bool((case.batch.keep.cumsum(1).reshape(-1)[case.tokens[c.number]] == 1).all())
+        for case in cases
+        for c in born
+    )
 
 
 def _why_nothing(carriers: Sequence[Carrier]) -> str:

@@ -16,7 +16,7 @@ import math
 
 from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict
-from skerry.claims.effects import FEED_FORWARD, QUERY_KEY, arm, gone, group, strongest
+from skerry.claims.effects import FEED_FORWARD, QUERY_KEY, arm, by_mask, gone, group, strongest
 from skerry.claims.evidence import Evidence
 from skerry.claims.words import percent, percent_span
 
@@ -36,7 +36,7 @@ def judge(evidence: Evidence) -> Judged:
     ours, rival = found[QUERY_KEY], found.get(FEED_FORWARD, Interval(math.nan, math.nan, math.nan))
     why = (
         f"With large query and key weights shrunk {percent_span(ours)} of the outlier is gone, with the feed-forward weights that write it zeroed "
-        f"{percent_span(rival)}.{_births(evidence)}"
+        f"{percent_span(rival)}.{_births(evidence)}{by_mask(evidence)}"
     )
     return Judged(_verdict(ours, rival), why, ours, _figure(found))
 

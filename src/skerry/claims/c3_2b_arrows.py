@@ -12,7 +12,7 @@ from typing import Any
 
 from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict
-from skerry.claims.effects import WITHOUT, gone, group, strongest
+from skerry.claims.effects import WITHOUT, by_mask, gone, group, strongest
 from skerry.claims.evidence import Evidence, Row
 from skerry.claims.words import number, percent_span
 
@@ -42,7 +42,7 @@ def judge(evidence: Evidence) -> Judged:
         why += f" The reverse arrow: without the outlier {percent_span(reverse)} of the mass on sinks of block {back['outcome_layer']} is gone{_null(back)}."
     else:
         why += " The reverse arrow was not measured."
-    return Judged(verdict, why, ours, _figure(arrows))
+    return Judged(verdict, why + by_mask(evidence), ours, _figure(arrows))
 
 
 def _arrow(rows: list[Row], outcome: str) -> Row | None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 from skerry.causes.bootstrap import Interval
+from skerry.causes.notes import ALONE
 from skerry.claims.claim import NotApplicable
 from skerry.claims.evidence import Evidence, Row
 
@@ -83,3 +84,8 @@ def strongest(rows: Iterable[Row]) -> Row | None:
     """Of rows of one arm that were read in several blocks, the block where the outcome is largest in the untouched model."""
     found = [r for r in rows if r["clean"] is not None and math.isfinite(r["clean"])]
     return max(found, key=lambda r: abs(r["clean"]), default=None)
+
+
+def by_mask(evidence: Evidence) -> str:
+    """A sentence where the mask decides what attention can do to the outlier; empty elsewhere."""
+    return f" But {ALONE}." if ALONE in evidence.notes.get("effects", ()) else ""
