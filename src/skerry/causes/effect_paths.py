@@ -7,15 +7,16 @@ in which the outlier is zero behind every block where it is alive.
     only values         untouched, but values there are those of that run
     only the residual   without the outlier, but keys and values there are those of the untouched run
 
-Control: the same three ways for a change as large in a random direction at the birth. In a causal model with the outlier at the first token, keys and
-values are all that other tokens receive of it, so the third way changes nothing but that token.
+Control: the same three ways for a change as large in a random direction at the birth. In a causal model with the outlier at the first
+token, keys and values are all that other tokens receive of it, so the third way changes nothing but that token.
 
     no attention on sinks    `ablate_sink` in every block with sinks; control: as many other positions
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -120,9 +121,9 @@ def sink_arms(chain: Chain, notes: list[str]) -> Iterator[Arm]:
         notes.append("no block has attention sinks that can be taken out")
         return
 
-    def arm(name: str, of: object, draw: int | None = None) -> Arm:
+    def arm(name: str, of: Callable[[Case], Sinks], draw: int | None = None) -> Arm:
         def make(case: Case, _rerun: Rerun) -> list[Intervention]:
-            return [ablate_sink(anatomy, of(case), case.batch, layers)]  # type: ignore[operator]
+            return [ablate_sink(anatomy, of(case), case.batch, layers)]
 
         return Arm(
             "sink", name, "sink", make, layers[0], None, "attn.mix", None, draw, frozenset({"sink mass"})
@@ -130,10 +131,10 @@ def sink_arms(chain: Chain, notes: list[str]) -> Iterator[Arm]:
 
     yield arm(NO_SINKS, lambda _case: chain.sinks)
     for draw in range(chain.draws):
-        yield arm(NO_OTHERS, lambda case, draw=draw: _other_positions(chain, case, layers, draw), draw)
+        yield arm(NO_OTHERS, partial(_other_positions, chain, layers, draw), draw)
 
 
-def _other_positions(chain: Chain, case: Case, layers: Sequence[int], draw: int) -> Sinks:
+def _other_positions(chain: Chain, layers: Sequence[int], draw: int, case: Case) -> Sinks:
     """As many positions as an input has sinks on average, at random among those that are no sink in any of its inputs."""
     generator = chain.random(draw)
     length = int(case.batch.keep.sum(1).min())
