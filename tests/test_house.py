@@ -16,6 +16,8 @@ ROOMS = [
     "run",
     "outliers",
     "causes",
+    "impact",
+    "tame",
     "claims",
     "report",
     "app",

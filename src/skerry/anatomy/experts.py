@@ -56,7 +56,7 @@ def _experts_forward(
         rows, place = (top_k_index == expert).nonzero(as_tuple=True)
         if rows.numel() == 0:
             continue
-        x = hidden_states[rows]
+        x = show("mlp.in", expert, hidden_states[rows], rows)
         if module.has_gate:
             both = _linear(module, "gate_up_proj", expert, x)
             gate, up = _gate_up(module, both)

@@ -120,7 +120,8 @@ def _deliver(anatomy: Anatomy, sites: list[tuple[Site, Tap]], show: OnActivation
 @contextmanager
 def _watch_experts(anatomy: Anatomy, wanted: set[str] | None, show: OnActivation) -> Iterator[None]:
     def deliver(layer: int, part: str, expert: int, x: Tensor, rows: Int[Tensor, "row"]) -> None:
-        if wanted is None or part in wanted:
+        # What an expert reads are rows of the block's own mlp.in: no site of its own.
+        if part != "mlp.in" and (wanted is None or part in wanted):
             show(Site(layer, part, expert), rows_of(x), rows)
 
     needed = wanted is None or wanted & {"mlp.gate", "mlp.up", "mlp.down.in", "mlp.out"}

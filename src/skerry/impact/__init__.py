@@ -1,0 +1,1 @@
+"""What does it cost? Quantization, pruning and clipping, priced in the model's own loss."""

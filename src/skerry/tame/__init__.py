@@ -1,0 +1,1 @@
+"""How is it tamed? Transforms on seams, searches, equivalence, export."""
