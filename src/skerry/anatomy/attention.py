@@ -12,10 +12,10 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 IMPLEMENTATION = "skerry"
+Listed = TypeVar("Listed")
 # An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
 HIDDEN = -5000.0
 
@@ -59,9 +60,26 @@ class AttentionView:
 
 
 Observer = Callable[[AttentionView], None]
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """Other values for what one layer's attention computes with; either may be None.
+
+    Attributes:
+        tensors: New query, key and value from the layer and the old ones, of the same shapes; it must not write into the old ones.
+        probs: New probabilities [sample head query key] from the layer and the old ones.
+    """
+
+    tensors: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    probs: Callable[[int, Float[Tensor, "sample head query key"]], Tensor] | None = None
+
+
 # While a watch is open: attention module -> the observers of its layer (several when watches are nested), and
 # configuration -> the kernel that the model used before.
 _observers: dict[int, list[tuple[int, Observer]]] = {}
+# The same for what changes attention, see `skerry.anatomy.attention_change`; changes come before what observers see.
+_edits: dict[int, list[tuple[int, AttentionEdit]]] = {}
 _kernels: dict[int, str] = {}
 
 
@@ -110,8 +128,13 @@ def _interface_attention(
     causal = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
     is_causal = causal and attention_mask is None and query.shape[2] > 1
-    for layer, observer in _observers.get(id(module), ()):
-        view = AttentionView(
+    edits = _edits.get(id(module), ())
+    for layer, edit in edits:
+        if edit.tensors is not None:
+            query, key, value = edit.tensors(layer, query, key, value)
+
+    def seen(layer: int) -> AttentionView:
+        return AttentionView(
             layer=layer,
             num_heads=query.shape[1],
             scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
@@ -124,9 +147,27 @@ def _interface_attention(
             value=value,
             logits=None,
         )
-        observer(view)
+
+    for layer, observer in _observers.get(id(module), ()):
+        observer(seen(layer))
+    if any(edit.probs is not None for _, edit in edits):
+        return _with_other_probs(seen(edits[0][0]), edits)
     kernel = _kernels.get(id(getattr(module, "config", None)), "sdpa")
     return _compute(module, kernel, query, key, value, attention_mask, is_causal, scaling, kwargs)
+
+
+def _with_other_probs(
+    view: AttentionView, edits: Sequence[tuple[int, AttentionEdit]]
+) -> tuple[Tensor, Tensor | None]:
+    """Attention step by step, as the interface returns it: [sample query head channel]."""
+    assert view.value is not None
+    # A query that sees no key is padding; its row must not spoil the ranges of the others.
+    probs = naive_probs(view).nan_to_num(0.0)
+    for layer, edit in edits:
+        if edit.probs is not None:
+            probs = edit.probs(layer, probs)
+    value = view.value.repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
+    return (probs.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
 def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
@@ -209,6 +250,30 @@ def observe_attention(
 def _through_interface(
     model: nn.Module, places: Mapping[int, nn.Module], observer: Observer
 ) -> Iterator[None]:
+    with taken_over(model), listed(_observers, places, observer):
+        yield
+
+
+@contextmanager
+def listed(
+    lists: dict[int, list[tuple[int, Listed]]], places: Mapping[int, nn.Module], item: Listed
+) -> Iterator[None]:
+    """Keep an observer or an edit in the lists of all attention modules in `places` while open."""
+    entries = {id(module): (layer, item) for layer, module in places.items()}
+    try:
+        for module, entry in entries.items():
+            lists.setdefault(module, []).append(entry)
+        yield
+    finally:
+        for module, entry in entries.items():
+            lists[module].remove(entry)
+            if not lists[module]:
+                del lists[module]
+
+
+@contextmanager
+def taken_over(model: nn.Module) -> Iterator[None]:
+    """While open the attention of the model comes through `_interface_attention`."""
     _register()
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     replaced = {
@@ -217,19 +282,12 @@ def _through_interface(
         # A watch around this one has already taken over; it also knows the model's own kernel.
         if getattr(c, "_attn_implementation_internal", IMPLEMENTATION) != IMPLEMENTATION
     }
-    entries = {id(module): (layer, observer) for layer, module in places.items()}
     try:
         for i, implementation in replaced.items():
             _kernels[i] = implementation or "sdpa"
             configs[i]._attn_implementation_internal = IMPLEMENTATION
-        for module, entry in entries.items():
-            _observers.setdefault(module, []).append(entry)
         yield
     finally:
-        for module, entry in entries.items():
-            _observers[module].remove(entry)
-            if not _observers[module]:
-                del _observers[module]
         for i, implementation in replaced.items():
             configs[i]._attn_implementation_internal = implementation
             del _kernels[i]
