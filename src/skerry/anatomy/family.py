@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from skerry.anatomy.splits import Dims, Split
 
@@ -56,6 +56,18 @@ Taps = Mapping[str, Tap | Sequence[Tap]]
 Matrices = Mapping[str, Matrix | Sequence[Matrix]]
 
 
+class BiasFormat(NamedTuple):
+    """How a checkpoint of an architecture gets biases on its value and output projections.
+
+    Attributes:
+        settings: Changes of the configuration.
+        becomes: Model type that has them, with the same parameter names, where the own one does not.
+    """
+
+    settings: Mapping[str, Any]
+    becomes: str | None = None
+
+
 @dataclass(frozen=True)
 class Family:
     """Sites of one architecture.
@@ -71,6 +83,8 @@ class Family:
         attention: Path of the module that computes scores and softmax; None without attention.
         experts: Path of the module that holds routed experts, if any block has one.
         shared_expert: Path of an expert that every token passes; it counts behind the routed experts.
+        biases: How its checkpoint gets biases on v and o; None where it always has them or cannot have them.
+        shortcuts: Post-norm blocks: of the sublayers `attn` and `mlp` the module that adds the shortcut, and the position of that argument.
         dims: Corrects the widths for a config, where they cannot be read under the usual names.
         adapt: Changes the declaration for a config (post-norm variants, fused variants).
     """
@@ -85,6 +99,8 @@ class Family:
     attention: str | None = None
     experts: str | None = None
     shared_expert: str | None = None
+    biases: BiasFormat | None = None
+    shortcuts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     dims: Callable[[Dims, Any], Dims] | None = field(default=None, compare=False)
     adapt: Callable[[Family, Any], Family] | None = field(default=None, compare=False)
 

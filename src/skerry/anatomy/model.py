@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.anatomy.family import Family, Matrix, Tap
+from skerry.anatomy.family import BiasFormat, Family, Matrix, Tap
 from skerry.anatomy.sites import Site
 from skerry.anatomy.splits import Dims
 
@@ -49,6 +49,9 @@ class Anatomy:
         same_as: Site to the earlier site that is the very same tensor.
         unplaced: What could not be placed, in words.
         confidence: `declared`, or how a traced architecture was resolved.
+        biases: How its checkpoint gets biases on v and o, see `Family`.
+        shortcuts: Layer and sublayer (`attn`, `mlp`) of post-norm blocks to the module that adds the shortcut and the position of that
+            argument.
     """
 
     model: nn.Module
@@ -63,6 +66,8 @@ class Anatomy:
     same_as: dict[Site, Site] = field(default_factory=dict)
     unplaced: tuple[str, ...] = ()
     confidence: str = "declared"
+    biases: BiasFormat | None = None
+    shortcuts: dict[tuple[int, str], tuple[nn.Module, int]] = field(default_factory=dict)
 
     @property
     def config(self) -> Any:
@@ -139,6 +144,7 @@ def bind(model: nn.Module, family: Family, dims: Dims, blocks: Sequence[nn.Modul
     if family.dims is not None:
         dims = family.dims(dims, text_config(model.config))
     anatomy = Anatomy(model, trunk, family.name, dims, taps={}, matrices={}, attention={}, experts={})
+    anatomy.biases = family.biases
     for layer, block in enumerate(blocks):
         _bind_block(anatomy, family, layer, block)
     for part, candidates in family.outer.items():
@@ -164,6 +170,9 @@ def _bind_block(anatomy: Anatomy, family: Family, layer: int, block: nn.Module) 
         _bind_matrix(anatomy, Site(layer, part), matrices, block)
     if family.shared_expert and (shared := get(block, family.shared_expert)) is not None:
         _bind_shared_expert(anatomy, layer, shared)
+    for sublayer, (path, position) in family.shortcuts.items():
+        if (adder := get(block, path)) is not None:
+            anatomy.shortcuts[layer, sublayer] = (adder, position)
     if family.attention is not None and (attention := get(block, family.attention)) is not None:
         anatomy.attention[layer] = attention
 

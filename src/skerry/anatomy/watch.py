@@ -226,7 +226,7 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
 
     # Tensors of inference mode have no version.
     with torch.inference_mode(False), watch(anatomy, on_activation=look):
-        run(anatomy, _trial_ids(anatomy.config, num_tokens))
+        run(anatomy, trial_ids(anatomy.config, num_tokens))
     silent = [s for s in anatomy.taps if s not in fired]
     for site in silent:
         del anatomy.taps[site]
@@ -238,7 +238,7 @@ def probe(anatomy: Anatomy, *, num_tokens: int = 8) -> None:
         )
 
 
-def _trial_ids(config: Any, num_tokens: int) -> Int[Tensor, "sample position"]:
+def trial_ids(config: Any, num_tokens: int) -> Int[Tensor, "sample position"]:
     """Some ids of the vocabulary without the padding's, which models skip or warn of."""
     text = text_config(config)
     vocab = int(getattr(text, "vocab_size", 0) or 100)

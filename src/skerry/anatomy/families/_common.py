@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from skerry.anatomy.family import Family, Input, Matrices, Matrix, Output, Taps
+from skerry.anatomy.family import BiasFormat, Family, Input, Matrices, Matrix, Output, Taps
 from skerry.anatomy.sites import NORM_BIAS
 from skerry.anatomy.splits import Split, half
 
@@ -118,6 +118,7 @@ LLAMA_LIKE = Family(
     },
     head_in="norm",
     attention="self_attn",
+    biases=BiasFormat({"attention_bias": True}),
 )
 """Separate q, k, v, o; a norm before attention and before a gated feed-forward. Most decoders since 2023 differ from it by little."""
 

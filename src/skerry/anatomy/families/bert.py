@@ -41,4 +41,5 @@ FAMILY = Family(
         **norm("norm.embed", "/embeddings.LayerNorm"),
     },
     attention="attention.self",
+    shortcuts={"attn": ("attention.output", 1), "mlp": ("output", 1)},
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from skerry.anatomy.families._common import BLOCK, fused_attention, norm, plain_mlp
-from skerry.anatomy.family import Family, Input, Matrix
+from skerry.anatomy.family import BiasFormat, Family, Input, Matrix
 from skerry.anatomy.splits import Dims, grouped_qkv
 
 _ATTENTION, _ATTENTION_WEIGHTS = fused_attention("self_attention", "query_key_value", "dense", grouped_qkv)
@@ -41,4 +41,5 @@ FAMILY = Family(
     head_in="ln_f",
     attention="self_attention",
     dims=_dims,
+    biases=BiasFormat({"bias": True}),
 )

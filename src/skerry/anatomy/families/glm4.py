@@ -18,4 +18,5 @@ FAMILY = LLAMA_LIKE.but(
         **norm("norm.attn.add", "post_self_attn_layernorm"),
         **norm("norm.mlp.add", "post_mlp_layernorm"),
     },
+    biases=None,
 )

@@ -6,7 +6,7 @@ Without `use_parallel_residual` the feed-forward comes after attention and `post
 from typing import Any
 
 from skerry.anatomy.families._common import BLOCK, fused_attention, norm, plain_mlp
-from skerry.anatomy.family import Family, Input, Matrix
+from skerry.anatomy.family import BiasFormat, Family, Input, Matrix
 from skerry.anatomy.splits import interleaved_qkv
 
 _ATTENTION, _ATTENTION_WEIGHTS = fused_attention("attention", "query_key_value", "dense", interleaved_qkv)
@@ -38,4 +38,5 @@ FAMILY = Family(
     head_in="final_layer_norm",
     attention="attention",
     adapt=_sequential,
+    biases=BiasFormat({"attention_bias": True}),
 )

@@ -8,4 +8,5 @@ FAMILY = LLAMA_LIKE.but(
     activations=ROUTED_TAPS,
     weights=ROUTED_WEIGHTS,
     experts="mlp.experts",
+    biases=None,
 )

@@ -6,7 +6,7 @@
 from typing import Any
 
 from skerry.anatomy.families._common import BLOCK, norm, plain_mlp, separate_attention
-from skerry.anatomy.family import Family, Input, Matrix, Output
+from skerry.anatomy.family import BiasFormat, Family, Input, Matrix, Output
 
 _ATTENTION, _ATTENTION_WEIGHTS = separate_attention("self_attn", "q_proj", "k_proj", "v_proj", "out_proj")
 _MLP, _MLP_WEIGHTS = plain_mlp("fc1", "fc2")
@@ -42,4 +42,5 @@ FAMILY = Family(
     head_in="decoder.final_layer_norm",
     attention="self_attn",
     adapt=_variant,
+    biases=BiasFormat({"enable_bias": True}),
 )

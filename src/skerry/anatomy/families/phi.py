@@ -20,4 +20,5 @@ FAMILY = LLAMA_LIKE.but(
     },
     outer=norm("norm.final", "/final_layernorm"),
     head_in="final_layernorm",
+    biases=None,
 )

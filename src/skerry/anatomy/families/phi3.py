@@ -11,4 +11,5 @@ FAMILY = LLAMA_LIKE.but(
     model_types=frozenset({"phi3"}),
     activations={**_ATTENTION, **_MLP},
     weights={**_ATTENTION_WEIGHTS, **_MLP_WEIGHTS},
+    biases=None,
 )

@@ -10,4 +10,5 @@ FAMILY = LLAMA_LIKE.but(
     weights={**ROUTED_WEIGHTS, "w.router.shared": Matrix("mlp.shared_expert_gate.weight")},
     experts="mlp.experts",
     shared_expert="mlp.shared_expert",
+    biases=None,
 )

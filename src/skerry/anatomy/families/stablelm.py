@@ -10,4 +10,5 @@ FAMILY = LLAMA_LIKE.but(
         **norm("norm.q", "self_attn.q_layernorm.norms.*"),
         **norm("norm.k", "self_attn.k_layernorm.norms.*"),
     },
+    biases=None,
 )
