@@ -12,9 +12,12 @@ SkerryError                     exit code 1: the job failed
 |   +-- BadText                 empty, too short, binary or not UTF-8
 |   +-- BadTokens               token ids that do not fit the model
 |   +-- TooLong                 sequences longer than the model's positions
+|   +-- WrongSeam               a declared seam that is none: a change of it reaches the output
+|   +-- NotPossible             a method, format or change that this model or target cannot carry
 |   +-- MissingExtra            an optional library is needed and not installed
 +-- BrokenModel                 a checkpoint that cannot be read (no config, no weights, truncated)
 +-- UnresolvedArchitecture      no list of blocks could be found in the model
++-- NotEquivalent               a transform that should change nothing changes the model
 +-- BrokenRun                   a file of a run is damaged
 +-- NoSpace                     the disk is full
 +-- EmptyBatch                  nothing to measure in a batch
@@ -81,12 +84,24 @@ class MissingExtra(UsageError):
     """An optional library is needed and not installed."""
 
 
+class WrongSeam(UsageError):
+    """A declared seam does not hold: a change of it reaches the model's output."""
+
+
+class NotPossible(UsageError):
+    """What was asked for cannot be done on this model, or not be held by this checkpoint format; the message says why."""
+
+
 class BrokenModel(SkerryError):
     """A checkpoint that cannot be read."""
 
 
 class UnresolvedArchitecture(SkerryError):
     """No list of blocks could be found in the model."""
+
+
+class NotEquivalent(SkerryError):
+    """A transform that should leave the model's function alone does not."""
 
 
 class BrokenRun(SkerryError):

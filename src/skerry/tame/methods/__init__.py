@@ -1,0 +1,1 @@
+"""The taming methods, one file each; `skerry.tame.register` finds them."""
