@@ -76,16 +76,23 @@ class Frame:
 @contextmanager
 def change_rows(anatomy: Anatomy, edits: Mapping[Dense, RowEdit]) -> Iterator[None]:
     """`skerry.anatomy.dense.change_inputs` for edits that ask where a row stands."""
-    frame = Frame()
     layers = {dense.layer for dense in edits if dense.expert is not None}
-    with ExitStack() as stack:
-        for module in _entrances(anatomy):
-            stack.callback(module.register_forward_pre_hook(frame.see, with_kwargs=True).remove)
+    with follow(anatomy) as frame, ExitStack() as stack:
         # Opened before the edits, so that each finds the tokens of its expert.
         routed = {layer: module for layer, module in anatomy.experts.items() if layer in layers}
         stack.enter_context(observe_experts(anatomy.model, routed, _note_tokens(frame)))
         stack.enter_context(change_inputs(anatomy, {d: _with_places(frame, d, e) for d, e in edits.items()}))
         yield
+
+
+@contextmanager
+def follow(anatomy: Anatomy) -> Iterator[Frame]:
+    """The forward at hand, while open."""
+    frame = Frame()
+    with ExitStack() as stack:
+        for module in _entrances(anatomy):
+            stack.callback(module.register_forward_pre_hook(frame.see, with_kwargs=True).remove)
+        yield frame
 
 
 def _entrances(anatomy: Anatomy) -> list[nn.Module]:
