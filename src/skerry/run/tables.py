@@ -13,6 +13,7 @@ import pyarrow as pa
 from skerry.run.cause_tables import CAUSE_TABLES
 from skerry.run.column import Column
 from skerry.run.impact_tables import IMPACT_TABLES
+from skerry.run.tame_tables import TAME_TABLES
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
 _PLACE = {
@@ -216,6 +217,7 @@ TABLES: dict[str, dict[str, Column]] = {
 TABLES["nonfinite_weights"] = TABLES["nonfinite"]
 TABLES.update(CAUSE_TABLES)
 TABLES.update(IMPACT_TABLES)
+TABLES.update(TAME_TABLES)
 
 
 def schema(name: str) -> pa.Schema:
