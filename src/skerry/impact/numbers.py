@@ -18,6 +18,7 @@ steps, so that what is above 6 is clipped; with even it lies in [3.5, 7). compre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -110,3 +111,60 @@ def values_of(number: Number) -> Float[Tensor, "level"]:
     positive = torch.cat([below, *octaves])
     positive = positive[positive <= number.largest]
     return torch.cat([-positive.flip(0)[:-1], positive])
+
+
+def mx_scale(largest: Float[Tensor, "..."], number: Number) -> Float[Tensor, "..."]:
+    """Power-of-two scale of blocks, 2^(floor(log2 amax) - 2) with the exponent kept in -127 .. 127 (e8m0).
+
+    Args:
+        largest: Largest |x| of every block.
+        number: `mxfp4`, or `mxfp4_even`: there amax counts as the next power of two from 1.75 * 2^e on, since it would round past 6.
+
+    Returns:
+        NaN where the largest value is NaN; 2^-127 for a block of zeros.
+    """
+    wide = largest if largest.dtype == torch.float64 else largest.float()
+    mantissa, exponent = torch.frexp(wide)  # mantissa in [0.5, 1)
+    exponent = exponent - 1
+    if number.name == "mxfp4_even":
+        exponent = exponent + (mantissa >= 0.875)
+    # A zero has exponent 0 in frexp; its block takes the smallest scale.
+    exponent = torch.where(wide == 0, -127, exponent - 2).clamp(-127, 127)
+    exponent = torch.where(torch.isinf(wide), 127, exponent)
+    scale = torch.exp2(exponent.double())
+    return torch.where(torch.isnan(wide), torch.nan, scale).to(largest.dtype)
+
+
+class BlockScales(NamedTuple):
+    """The two scales of nvfp4: x = value * block / tensor."""
+
+    block: Tensor
+    """Of every block, a value of fp8_e4m3 in float32."""
+    tensor: Tensor
+    """[1], float32: 448 * 6 / max|x|, so that the largest block scale is 448."""
+
+
+def nv_scales(largest: Float[Tensor, "..."]) -> BlockScales:
+    """Scales of nvfp4 blocks of one tensor, from the largest |x| of every block; a scale that rounds to 0 becomes 0.125."""
+    fp8 = NUMBERS["fp8_e4m3"].largest
+    fp4 = NUMBERS["nvfp4"].largest
+    overall = largest.amax().clamp(min=torch.finfo(largest.dtype).tiny)
+    # NaN, and what overflows, mean no scale for the tensor; NaN stays in the block's scale.
+    tensor = torch.nan_to_num(fp8 * fp4 / overall, nan=1.0, posinf=1.0).float().reshape(1)
+    block = (tensor * (largest / fp4)).clamp(max=fp8).to(torch.float8_e4m3fn).to(torch.float32)
+    return BlockScales(torch.where(block == 0, 0.125, block), tensor)
+
+
+_FP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def fp4_codes(x: Float[Tensor, "..."]) -> Tensor:
+    """The four bits of e2m1 values as uint8: sign, two of exponent, one of mantissa."""
+    table = torch.tensor(_FP4_POSITIVE, dtype=x.dtype, device=x.device)
+    return torch.bucketize(x.abs(), table).to(torch.uint8) | (torch.signbit(x).to(torch.uint8) << 3)
+
+
+def fp4_values(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values of four-bit codes; inverse of `fp4_codes`."""
+    table = torch.tensor([*_FP4_POSITIVE, *(-v for v in _FP4_POSITIVE)], dtype=dtype, device=codes.device)
+    return table[codes.long()]

@@ -6,7 +6,7 @@
     w6a6-static-p99.9       inputs per tensor, range from calibration: the central 99.9 % of the values
     kv8, w4a4kv4            the cache of keys and values, asymmetric, one grid per token and head
     wfp8afp8, wmxfp4amxfp4  8-bit floats; 4-bit floats in blocks of 32
-    weights=int4:asym:group128,inputs=int8:sym:token,kv=int8:asym:token     the long form says each piece
+    weights=int4:asym:group128,inputs=int8:sym:token,kv=int8:asym:token     the long form says each piece; what is left out is as above
 
 Flags of the short form: -sym -asym -g64 -tensor -token -channel -static -dynamic -mse -p99.9 -tokenwise0.99 -attn. `-sym` and `-asym` are for
 weights and inputs; `-g` and `-channel` for weights; `-token`, `-static` and `-dynamic` for inputs; `-tensor` for both, with static
@@ -250,12 +250,18 @@ def check_group(width: int, spec: TensorSpec | None, where: str) -> None:
 
 
 def unknown_word(what: str, word: str, known: tuple[str, ...] | list[str]) -> str:
+    """What an error says of a word that does not exist: near matches, and all that do."""
     near = near_matches(word, tuple(known))
     hint = f"; did you mean {near}?" if near else "."
     return f"no {what} {word!r}{hint} There are {', '.join(known)}"
 
 
 def number_format(word: str) -> Number:
+    """The number format of a name, in any case.
+
+    Raises:
+        UnknownOption: There is none.
+    """
     word = _ALIASES.get(word.lower(), word.lower())
     if found := NUMBERS.get(word):
         return found
@@ -288,8 +294,26 @@ def _observer(word: str) -> str:
 
 
 def observer_word(observer: str) -> str:
+    """An observer as schemes write it: p99.9 for "percentile:99.9"."""
     kind, _, value = observer.partition(":")
     return f"{'p' if kind == 'percentile' else kind}{value}"
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The fields that a long spec sets."""
+    first, *pieces = [p.strip() for p in text.strip().lower().split(":")]
+    fields: dict[str, Any] = {"number": number_format(first).name}
+    said: dict[str, str] = {}
+    for piece in _join_observers(pieces):
+        for name, value in _piece(piece, text).items():
+            if fields.get(name, value) != value:
+                raise UnknownOption(f"{text!r}: {piece!r} contradicts {said[name]!r}; keep one of them")
+            fields[name], said[name] = value, piece
+    if NUMBERS[fields["number"]].block and fields.get("granularity") == "tensor":
+        raise UnknownOption(
+            f"{text!r}: {fields['number']} has one scale per block, not per tensor: leave it out"
+        )
+    return fields
 
 
 def _join_observers(pieces: list[str]) -> list[str]:
@@ -368,5 +392,19 @@ def _long(words: str) -> dict[str, TensorSpec]:
             raise UnknownOption(f"{words!r} names {kind!r} twice; keep one of them")
         if value in ("16", "none"):
             continue
-        found[kind] = TensorSpec.parse(value)
+        fields = _fields(value)
+        number = NUMBERS[fields["number"]]
+        if not number.block and "granularity" not in fields:
+            fields["granularity"] = _granularity(kind, fields)
+        if kind in ("attention", "kv") and number.is_integer:
+            fields.setdefault("symmetric", False)
+        found[kind] = TensorSpec(**fields)
     return found
+
+
+def _granularity(kind: str, fields: dict[str, Any]) -> str:
+    """What the short form takes where nothing is said."""
+    if kind == "weights":
+        return "channel"
+    is_tensor = not fields.get("dynamic", True) or fields.get("observer", "").startswith("tokenwise")
+    return "tensor" if is_tensor else "token"
