@@ -103,8 +103,8 @@ def _least_error(values: Float[Tensor, "slice value"], spec: TensorSpec) -> Exte
                 grid = find_grid(low[here] * factor, high[here] * factor, spec)
                 errors[k, here] += _squares(part, spec, grid).sum(1, dtype=torch.float64)
     best = torch.tensor(SHRINK, dtype=torch.float64, device=values.device)[errors.argmin(0)]
-    factor = best[:, None].to(values.dtype)
-    return Extent(low * factor, high * factor)
+    chosen = best[:, None].to(values.dtype)
+    return Extent(low * chosen, high * chosen)
 
 
 def _squares(x: Tensor, spec: TensorSpec, grid: Grid) -> Tensor:

@@ -30,7 +30,6 @@ KINDS = ("weights", "inputs", "attention", "kv")
 GROUP_SCALE_BITS = 16
 """Bits of the scale of an integer group, as checkpoints store it."""
 _ALIASES = {"fp8": "fp8_e4m3", "fp8e4m3": "fp8_e4m3", "fp8e5m2": "fp8_e5m2"}
-_PIECES = ("sym", "asym", "tensor", "token", "channel", "column", "static", "dynamic", "minmax", "mse")
 
 
 @dataclass(frozen=True)
@@ -135,19 +134,9 @@ class TensorSpec:
         Raises:
             UnknownOption: Naming the piece.
         """
-        first, *pieces = [p.strip() for p in text.strip().lower().split(":")]
-        fields: dict[str, Any] = {"number": number_format(first).name}
-        pieces = _join_observers(pieces)
-        for piece in pieces:
-            for name, value in _piece(piece, text).items():
-                if fields.get(name, value) != value:
-                    raise UnknownOption(f"{text!r}: {piece!r} contradicts {fields[name]!r}; keep one of them")
-                fields[name] = value
-        if NUMBERS[fields["number"]].block and fields.get("granularity") == "tensor":
-            raise UnknownOption(
-                f"{text!r}: {fields['number']} has one scale per block, not per tensor: leave it out"
-            )
-        return cls(**fields)
+        from skerry.impact.longhand import spec_fields
+
+        return cls(**spec_fields(text))
 
     def __str__(self) -> str:
         words = [self.number]
@@ -204,7 +193,9 @@ class Scheme:
         """
         words = text.strip().lower()
         if "=" in words:
-            return cls(**_long(words))
+            from skerry.impact.longhand import scheme_fields
+
+            return cls(**scheme_fields(words))
         from skerry.impact.shorthand import expand
 
         return expand(words)
@@ -299,34 +290,6 @@ def observer_word(observer: str) -> str:
     return f"{'p' if kind == 'percentile' else kind}{value}"
 
 
-def _fields(text: str) -> dict[str, Any]:
-    """The fields that a long spec sets."""
-    first, *pieces = [p.strip() for p in text.strip().lower().split(":")]
-    fields: dict[str, Any] = {"number": number_format(first).name}
-    said: dict[str, str] = {}
-    for piece in _join_observers(pieces):
-        for name, value in _piece(piece, text).items():
-            if fields.get(name, value) != value:
-                raise UnknownOption(f"{text!r}: {piece!r} contradicts {said[name]!r}; keep one of them")
-            fields[name], said[name] = value, piece
-    if NUMBERS[fields["number"]].block and fields.get("granularity") == "tensor":
-        raise UnknownOption(
-            f"{text!r}: {fields['number']} has one scale per block, not per tensor: leave it out"
-        )
-    return fields
-
-
-def _join_observers(pieces: list[str]) -> list[str]:
-    """`percentile:99.9` was cut at its colon; put it together."""
-    joined: list[str] = []
-    for piece in pieces:
-        if joined and joined[-1] in ("percentile", "tokenwise"):
-            joined[-1] += f":{piece}"
-        else:
-            joined.append(piece)
-    return joined
-
-
 def observer_piece(piece: str) -> str | None:
     """The observer that a word such as p99.9, mse, tokenwise0.99 or percentile:99.9 stands for."""
     if piece in ("minmax", "mse"):
@@ -336,22 +299,6 @@ def observer_piece(piece: str) -> str | None:
     if m := re.fullmatch(r"tokenwise:?([\d.]+)", piece):
         return _observer(f"tokenwise:{m[1]}")
     return None
-
-
-def _piece(piece: str, text: str) -> dict[str, Any]:
-    """The fields that one piece of a long spec sets."""
-    if piece in ("sym", "asym"):
-        return {"symmetric": piece == "sym"}
-    if piece in ("tensor", "token", "channel", "column"):
-        return {"granularity": piece}
-    if piece in ("static", "dynamic"):
-        return {"dynamic": piece == "dynamic"}
-    if m := re.fullmatch(r"g(?:roup)?(\d+)", piece):
-        return {"granularity": "group", "group_size": int(m[1])}
-    if observer := observer_piece(piece):
-        return {"observer": observer}
-    known = [*_PIECES, "group128", "p99.9", "tokenwise0.99"]
-    raise UnknownOption(f"{text!r}: {unknown_word('piece', piece, known)}")
 
 
 def _fit(kind: str, spec: TensorSpec) -> TensorSpec:
@@ -380,31 +327,3 @@ def _fit(kind: str, spec: TensorSpec) -> TensorSpec:
             f"{kind}={spec}: a static range per channel takes observer 'minmax'; {spec.observer_kind!r} needs 'tensor'"
         )
     return spec
-
-
-def _long(words: str) -> dict[str, TensorSpec]:
-    found: dict[str, TensorSpec] = {}
-    for part in words.split(","):
-        kind, equals, value = (p.strip() for p in part.partition("="))
-        if kind not in KINDS or not equals:
-            raise UnknownOption(f"{words!r}: {unknown_word('kind of tensor', kind, KINDS)}")
-        if kind in found:
-            raise UnknownOption(f"{words!r} names {kind!r} twice; keep one of them")
-        if value in ("16", "none"):
-            continue
-        fields = _fields(value)
-        number = NUMBERS[fields["number"]]
-        if not number.block and "granularity" not in fields:
-            fields["granularity"] = _granularity(kind, fields)
-        if kind in ("attention", "kv") and number.is_integer:
-            fields.setdefault("symmetric", False)
-        found[kind] = TensorSpec(**fields)
-    return found
-
-
-def _granularity(kind: str, fields: dict[str, Any]) -> str:
-    """What the short form takes where nothing is said."""
-    if kind == "weights":
-        return "channel"
-    is_tensor = not fields.get("dynamic", True) or fields.get("observer", "").startswith("tokenwise")
-    return "tensor" if is_tensor else "token"

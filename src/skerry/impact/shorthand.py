@@ -118,7 +118,7 @@ def _numbers(head: str, words: str) -> dict[str, TensorSpec]:
     end = m.end() if m else 0
     if not head or end != len(head):
         near = near_matches(head, _EXAMPLES)
-        hint = f"; did you mean {near}?" if near else ""
+        hint = f"; did you mean {near}?" if near else "."
         wrong = (
             f"{words!r} is no scheme"
             if not end
@@ -187,6 +187,12 @@ def _apply(flag: str, specs: dict[str, TensorSpec], words: str) -> None:
         found = [k for k in keys if k in free] or (free if len(specs) == 1 and free != ["w"] else [])
         if not found:
             kinds = " and ".join(_KINDS[k] for k in keys)
+            blocks = [s.format for s in specs.values() if s.format.block]
+            if blocks:
+                raise UnknownOption(
+                    f"{words!r}: -{flag} cannot be chosen for {blocks[0].name}, whose format fixes symmetric blocks of {blocks[0].block}; "
+                    "leave the flag out"
+                )
             raise UnknownOption(
                 f"{words!r}: -{flag} is for {kinds}, and none here takes it; leave the flag out or write the long form"
             )
