@@ -6,6 +6,7 @@
     owl                Wanda with a sparsity per block by its outlying scores
     sparsegpt          optimal brain surgeon, column by column, block by block through the blocks pruned before
     owl-sparsegpt      SparseGPT with OWL's sparsities
+    random             by lot, compared over one row: the control
 
 Only linear maps of blocks are pruned, experts and fused maps among them; embedding, head and routers never are. How many weights were
 removed is counted in the masks, not taken from what was asked for.
@@ -13,11 +14,13 @@ removed is counted in the masks, not taken from what was asked for.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -48,7 +51,7 @@ class Method(NamedTuple):
     """A way to prune.
 
     Attributes:
-        score: magnitude, wanda or sparsegpt.
+        score: magnitude, wanda, sparsegpt or random.
         scope: Which weights are compared with each other: model, map, row or columns (so many columns of all rows).
         by_block: Whether blocks get sparsities of their own (OWL).
     """
@@ -65,6 +68,7 @@ METHODS = {
     "owl": Method("wanda", "row", by_block=True),
     "sparsegpt": Method("sparsegpt", "columns"),
     "owl-sparsegpt": Method("sparsegpt", "columns", by_block=True),
+    "random": Method("random", "row"),
 }
 
 
@@ -99,6 +103,7 @@ class Calibration:
         owl_spread: OWL's lambda.
         block: SparseGPT: columns whose mask is chosen together.
         damping: SparseGPT: share of the mean diagonal added to the Gram matrix.
+        seed: Of the random control.
     """
 
     batches: Sequence[Batch] = ()
@@ -108,6 +113,7 @@ class Calibration:
     owl_spread: float = SPREAD
     block: int = BLOCK
     damping: float = DAMPING
+    seed: int = 0
 
 
 class _Masked(Mapping[Dense, Tensor]):
@@ -241,7 +247,7 @@ def find_pruning(
     maps = dense_maps(anatomy) if maps is None else maps
     _check(how, sparsity, structure, maps)
     needs_walk = how.score == "sparsegpt" or (how.score == "wanda" and calibration.sequential)
-    needs_norms = how.score != "magnitude" and (how.by_block or not needs_walk)
+    needs_norms = how.score in ("wanda", "sparsegpt") and (how.by_block or not needs_walk)
     if (needs_walk and not calibration.batches) or (
         needs_norms and not (calibration.norms or calibration.batches)
     ):
@@ -335,12 +341,16 @@ class _Job:
             return self._over_the_model(maps)
         masks = {}
         for dense in maps:
-            if self.how.score == "wanda":
-                scores = wanda(dense.weight, norms[input_of(self.anatomy, dense)].result().norms)
-            else:
-                scores = magnitude(dense.weight)
-            masks[dense] = self._mask(dense, scores)
+            masks[dense] = self._mask(dense, self._scores(dense, norms))
         return masks
+
+    def _scores(self, dense: Dense, norms: Mapping[Site, ColumnNorms]) -> Tensor:
+        if self.how.score == "wanda":
+            return wanda(dense.weight, norms[input_of(self.anatomy, dense)].result().norms)
+        if self.how.score == "magnitude":
+            return magnitude(dense.weight)
+        lot = torch.Generator().manual_seed(self.calibration.seed * 2**32 + zlib.crc32(dense.name.encode()))
+        return torch.rand(dense.weight.shape, generator=lot).to(dense.weight.device)
 
     def _mask(self, dense: Dense, scores: Tensor) -> Tensor:
         sparsity = self.share(dense)

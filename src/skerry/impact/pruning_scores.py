@@ -96,7 +96,7 @@ def keep_of_rows(scores: Float[Tensor, "row column"], sparsity: float) -> Bool[T
     Rows lose equally many weights, or differ by one where the share is no whole number of columns, so that the map as a whole loses
     what was asked for.
     """
-    num_rows, num_columns = scores.shape
+    num_rows = len(scores)
     share = num_removed(sparsity, scores.numel()) / num_rows
     upto = torch.arange(num_rows + 1, dtype=torch.float64).mul(share).add(1e-9).floor().long()
     rank = scores.argsort(dim=1, stable=True).argsort(dim=1)

@@ -143,7 +143,7 @@ def sparsegpt(
 
 
 def fitting(structure: str, num_columns: int) -> tuple[int, int]:
-    """n and m of a structure that divides the width.
+    """The n and m of a structure that divides the width.
 
     Raises:
         UnknownOption: It does not, or is none.

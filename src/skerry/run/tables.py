@@ -13,6 +13,7 @@ import pyarrow as pa
 from skerry.run.cause_tables import CAUSE_TABLES
 from skerry.run.column import Column
 from skerry.run.impact_tables import IMPACT_TABLES
+from skerry.run.pruning_tables import PRUNING_TABLES
 from skerry.run.tame_tables import TAME_TABLES
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
@@ -216,6 +217,7 @@ TABLES: dict[str, dict[str, Column]] = {
 # Weights are a stage of their own, so their table is; the columns are the same.
 TABLES["nonfinite_weights"] = TABLES["nonfinite"]
 TABLES.update(CAUSE_TABLES)
+TABLES.update(PRUNING_TABLES)
 TABLES.update(IMPACT_TABLES)
 TABLES.update(TAME_TABLES)
 
