@@ -6,7 +6,7 @@ Models cast to float32 inside: norms, rotary tables, router softmax. A model tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -88,7 +88,7 @@ def run_float64(
     blocks = blocks_of(anatomy)
     with quiet(anatomy.model), ExitStack() as stack:
         if whole or not blocks:
-            stack.enter_context(_doubled([anatomy.model]))
+            stack.enter_context(_doubled(list(anatomy.model.modules())))
             if change is not None:
                 for layer in (None, *range(anatomy.dims.num_layers)):
                     change(layer)
@@ -117,9 +117,8 @@ def _logits(anatomy: Anatomy, input_ids: Tensor, keep: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _doubled(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Parameters and buffers of the modules in float64 while open; parameters that are added meanwhile go again."""
-    parts = list({id(part): part for m in modules for part in m.modules()}.values())
+def _doubled(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules' own parameters and buffers in float64 while open; parameters that are added meanwhile go again."""
     tensors = [t for p in parts for t in (*p._parameters.values(), *p._buffers.values()) if t is not None]
     old = [(t, t.data) for t in {id(t): t for t in tensors if t.dtype in _FEWER}.values()]
     held = [(p, dict(p._parameters)) for p in parts]
@@ -143,7 +142,7 @@ def _while_running(block: nn.Module, layer: int, change: Change | None) -> Itera
     before, own = block.forward, "forward" in vars(block)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _doubled([block]):
+        with _doubled(list(block.modules())):
             if change is not None:
                 with torch._C.DisableTorchFunction():
                     change(layer)
@@ -163,13 +162,12 @@ def _while_running(block: nn.Module, layer: int, change: Change | None) -> Itera
 def _leaf(module: nn.Module) -> Iterator[None]:
     """A module outside the blocks: in float64 while it runs. A table is looked up first and turned then."""
     before, own = module.forward, "forward" in vars(module)
-    shallow = _Own(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # A subclass may scale what it looked up, so only the plain table is left as it is.
         if type(module) is nn.Embedding:
             return before(*args, **kwargs).double()
-        with _doubled([cast(nn.Module, shallow)]):
+        with _doubled([module]):
             return before(*args, **kwargs)
 
     module.forward = forward
@@ -180,14 +178,3 @@ def _leaf(module: nn.Module) -> Iterator[None]:
             module.forward = before
         else:
             del module.forward
-
-
-class _Own:
-    """A module without the modules inside it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def modules(self) -> list[nn.Module]:
-        """The module alone."""
-        return [self.module]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from skerry.anatomy.watch import trial_ids
 from skerry.errors import NotPossible
 
 
+@runtime_checkable
 class HasIds(Protocol):
     """A batch: token ids and which places count (the room of batches lies below this one)."""
 
