@@ -36,9 +36,10 @@ def test_what_a_map_reads_times_its_weight_is_what_it_writes(name):
     maps = [d for d in dense_maps(anatomy) if not d.is_routed]
     read, written, handles = {}, {}, []
     for dense in maps:
-        keep = lambda _m, _a, out, name=dense.name: written.__setitem__(
-            name, out.detach().flatten(0, -2).clone()
-        )  # noqa: E731
+
+        def keep(_m, _a, out, name=dense.name):
+            written[name] = out.detach().flatten(0, -2).clone()
+
         handles.append(dense.module.register_forward_hook(keep))
     with watch_inputs(anatomy, maps, lambda d, x: read.__setitem__(d.name, x.clone())), torch.no_grad():
         model(ids)
