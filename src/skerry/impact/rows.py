@@ -54,8 +54,8 @@ class Frame:
         if not isinstance(x, Tensor) or x.dim() < 2:
             return
         shape = (int(x.shape[0]), int(x.shape[1]))
-        cache = kwargs.get("past_key_values")
-        start = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+        start = 0 if length is None else int(length())
         mask = kwargs.get("attention_mask")
         keep = torch.ones(shape, dtype=torch.bool, device=x.device)
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == (shape[0], start + shape[1]):
