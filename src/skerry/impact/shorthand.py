@@ -77,8 +77,10 @@ def shorten(scheme: Scheme) -> str | None:
     )
     sizes = {f"g{s.group_size}" for s in specs.values() if s.group_size and not s.format.block}
     observers = {observer_word(s.observer) for s in specs.values() if s.observer != "minmax"}
+    if len(sizes) > 1 or len(observers) > 1:
+        return None  # a flag has one value
     choices = (
-        ["", "asym", "sym"],
+        ["", "sym"] if list(specs) == ["kv"] else ["", "asym"],
         ["", *sizes],
         ["", "tensor", "static"],
         ["", "token"],
