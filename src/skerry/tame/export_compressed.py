@@ -22,13 +22,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from skerry.anatomy.dense import Dense, change_inputs, dense_maps, replace_weights
+from skerry.anatomy.dense import Dense, dense_maps
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.resolve import resolve
 from skerry.anatomy.watch import first_tensor
 from skerry.errors import MissingExtra, NotPossible
-from skerry.impact.quantize import Grid, fake_quantize, observe, to_levels
+from skerry.impact.quantize import Grid, observe, to_levels
 from skerry.impact.scheme import Scheme, TensorSpec, check_group
+from skerry.impact.simulate import Simulation
 from skerry.tame.export_float import make_shell, write_float
 from skerry.tame.export_form import Export, Prepared, dtype_of, in_dtype, write_tokenizer
 from skerry.tame.readback import BOUNDS, Readback, fixed_ids, outputs_of, read_back
@@ -42,10 +43,12 @@ class Stored(NamedTuple):
     Attributes:
         tensors: Name below the module to tensor.
         weight: What a loader computes from them, [out in], in the type of the model.
+        inputs: The static grid of what it reads, as a loader has it.
     """
 
     tensors: dict[str, Tensor]
     weight: Tensor
+    inputs: Grid | None
 
 
 class Plan(NamedTuple):
@@ -59,10 +62,11 @@ class Plan(NamedTuple):
     maps: dict[str, Stored]
     config: dict[str, Any]
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Map to the weights that a loader computes."""
-        return {name: stored.weight for name, stored in self.maps.items()}
+    def simulation(self, scheme: Scheme) -> Simulation:
+        """Our own quantized model, with the weights and grids that a loader computes."""
+        grids = {name: s.inputs for name, s in self.maps.items() if s.inputs is not None}
+        weights = {name: s.weight for name, s in self.maps.items()}
+        return Simulation(scheme, grids=grids, weights=weights, only=frozenset(self.maps))
 
     def num_bytes(self, floats: int) -> int:
         """Size of all tensors, from the size of the float ones."""
@@ -105,19 +109,24 @@ def make_plan(
     spec = refuse_scheme(scheme)
     wanted = None if only is None else frozenset(only)
     maps = [d for d in dense_maps(anatomy) if wanted is None or d.name in wanted]
-    _refuse_maps(maps, wanted, weights, spec)
+    packed = scheme.inputs is None and spec.format.is_integer
+    _refuse_maps(maps, wanted, weights, spec, packed=packed)
     stored = {}
     for dense in maps:
         dtype = dense.parameter.dtype
         given, grid = weights.get(dense.name) or (dense.weight, observe(dense.weight, spec))
-        tensors, weight = _store(given, grid, spec, dtype, packed=scheme.inputs is None)
+        tensors, weight = _store(given, grid, spec, dtype, packed=packed)
         # What was found elsewhere may differ from what is stored by the rounding of its scale to the model's type, and by nothing else.
         near = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0.0}
         if dense.name in weights and not torch.allclose(weight.double(), given.double(), **near):
             raise NotPossible(f"the quantized weight of {dense.name} does not lie on its grid, so no level stands for it")
+        inputs = None
         if scheme.inputs is not None and not scheme.inputs.dynamic:
-            tensors.update(_static_inputs(dense.name, input_grids, scheme.inputs, dtype))
-        stored[dense.name] = Stored(tensors, weight)
+            inputs = _static_inputs(dense.name, input_grids, dtype)
+            tensors["input_scale"] = inputs.scale.reshape(1)
+            if not scheme.inputs.symmetric:
+                tensors["input_zero_point"] = inputs.zero_point.to(torch.int8).reshape(1)
+        stored[dense.name] = Stored(tensors, weight, inputs)
     return Plan(stored, _config(anatomy, scheme, set(stored)))
 
 
@@ -218,7 +227,7 @@ def prepare_compressed(export: Export, _form: str) -> Prepared:
         anatomy, scheme, weights=export.weights, input_grids=export.input_grids, only=export.only
     )
     ids = fixed_ids(model)
-    with _simulated(anatomy, plan, scheme, export.input_grids) as axes:
+    with _axes_read(anatomy, plan.maps) as axes, plan.simulation(scheme).open(anatomy):
         expected = outputs_of(model, ids)
     refuse_flat_inputs(model, scheme, axes)
 
@@ -236,32 +245,23 @@ def prepare_compressed(export: Export, _form: str) -> Prepared:
 
 
 @contextmanager
-def _simulated(
-    anatomy: Anatomy, plan: Plan, scheme: Scheme, grids: Mapping[str, Grid]
-) -> Iterator[dict[str, int]]:
-    """Our own quantized model while open; gives the number of axes of what each map read."""
+def _axes_read(anatomy: Anatomy, names: Iterable[str]) -> Iterator[dict[str, int]]:
+    """The number of axes of what maps read, while open."""
     axes: dict[str, int] = {}
-    maps = [d for d in dense_maps(anatomy) if d.name in plan.maps]
+    wanted = set(names)
 
     def noting(name: str) -> Any:
         def note(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            x = first_tensor(args, kwargs)
-            if x is not None:
+            if (x := first_tensor(args, kwargs)) is not None:
                 axes[name] = x.dim()
 
         return note
 
-    def rounding(name: str, spec: TensorSpec) -> Any:
-        grid = None if spec.dynamic else grids[name]
-        return lambda x: fake_quantize(x, spec, grid)
-
     with ExitStack() as stack:
-        for d in maps:
-            handle = d.module.register_forward_pre_hook(noting(d.name), with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.enter_context(replace_weights({d: plan.maps[d.name].weight for d in maps}))
-        if (spec := scheme.inputs) is not None:
-            stack.enter_context(change_inputs(anatomy, {d: rounding(d.name, spec) for d in maps}))
+        for dense in dense_maps(anatomy):
+            if dense.name in wanted:
+                handle = dense.module.register_forward_pre_hook(noting(dense.name), with_kwargs=True)
+                stack.callback(handle.remove)
         yield axes
 
 
@@ -278,7 +278,7 @@ def pack(levels: Int[Tensor, "row column"], bits: int) -> Int[Tensor, "row word"
 
 
 def _refuse_maps(
-    maps: list[Dense], wanted: frozenset[str] | None, weights: Mapping[str, Any], spec: TensorSpec
+    maps: list[Dense], wanted: frozenset[str] | None, weights: Mapping[str, Any], spec: TensorSpec, *, packed: bool
 ) -> None:
     known = {d.name for d in maps}
     if strange := sorted((set(wanted or ()) | set(weights)) - known):
@@ -291,6 +291,11 @@ def _refuse_maps(
             raise NotPossible(
                 f"{dense.name} is an expert inside one 3-D tensor ({kind}); the format's reader in transformers quantizes Linear modules "
                 f"only: name the other maps with `only`{_FLOAT_INSTEAD}"
+            )
+        if type(dense.module) is not nn.Linear and packed and isinstance(dense.module, nn.Linear):
+            raise NotPossible(
+                f"{dense.name} is a {kind}, whose code in transformers reads `weight`, and a packed map has none; quantize the inputs too "
+                f"(w8a8, w4a8), which is stored unpacked{_FLOAT_INSTEAD}"
             )
         if not isinstance(dense.module, nn.Linear) or dense.transposed:
             raise NotPossible(
@@ -316,7 +321,7 @@ def _store(
         per_entry = scale
     weight = levels.to(dtype) * per_entry
     tensors = {"weight_scale": scale.contiguous()}
-    if packed and spec.format.is_integer:
+    if packed:
         tensors["weight_packed"] = pack(levels, spec.format.bits)
         tensors["weight_shape"] = torch.tensor([rows, columns])
     else:
@@ -325,16 +330,11 @@ def _store(
     return tensors, weight
 
 
-def _static_inputs(
-    name: str, grids: Mapping[str, Grid], spec: TensorSpec, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _static_inputs(name: str, grids: Mapping[str, Grid], dtype: torch.dtype) -> Grid:
+    """The grid as a loader will have it: one scale, in the type of the model."""
     if name not in grids:
         raise NotPossible(f"inputs are static and {name} has no grid: calibrate before the export")
-    grid = grids[name]
-    tensors = {"input_scale": grid.scale.detach().to(dtype).reshape(1)}
-    if not spec.symmetric:
-        tensors["input_zero_point"] = grid.zero_point.detach().to(torch.int8).reshape(1)
-    return tensors
+    return Grid(*(t.detach().to(dtype).reshape(1, 1) for t in grids[name]))
 
 
 def _config(anatomy: Anatomy, scheme: Scheme, quantized: set[str]) -> dict[str, Any]:

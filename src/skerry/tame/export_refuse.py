@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from skerry.errors import NotPossible, UnknownOption, near_matches
+from skerry.impact.simulate import Simulation
 
 # What a model may need beside its weights while it runs -> why a checkpoint cannot carry it.
 RUNTIME = {
@@ -15,6 +16,7 @@ RUNTIME = {
     "columns in full precision": (
         "input channels that stay in full precision (LLM.int8) have no place in compressed-tensors: a map has one number format"
     ),
+    "rows in full precision": "tokens that stay in full precision have no place in compressed-tensors: a map has one number format",
     "entries in full precision": (
         "single weights that stay in full precision have no place in compressed-tensors: a map has one number format"
     ),
@@ -27,6 +29,24 @@ RUNTIME = {
 }
 # Of these, what changes the float model too.
 _ALSO_FLOAT = ("online rotation",)
+
+
+def needs_of(simulation: Simulation) -> dict[str, str]:
+    """What a simulated model needs that no checkpoint can state: kind of `RUNTIME` to where."""
+    maps = {
+        "columns in full precision": simulation.keep_columns,
+        "rows in full precision": simulation.keep_above,
+        "entries in full precision": simulation.keep_entries,
+        "clipping of inputs": simulation.clip,
+    }
+    needs = {kind: _where(list(places)) for kind, places in maps.items() if places}
+    if simulation.keep_positions:
+        needs["prefix tokens"] = f"the first {simulation.keep_positions} positions"
+    return needs
+
+
+def _where(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def refuse_runtime(needs: Mapping[str, str], *, quantized: bool) -> None:

@@ -41,8 +41,10 @@ with open(sys.argv[1], encoding="utf-8") as file:
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(asked["threads"])
-with open(asked["folder"] + "/config.json", encoding="utf-8") as file:
-    named = json.load(file)["architectures"][0]
+named = asked["architecture"]
+if named is None:
+    with open(asked["folder"] + "/config.json", encoding="utf-8") as file:
+        named = json.load(file)["architectures"][0]
 auto = {"ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM", "ForMaskedLM": "AutoModelForMaskedLM"}
 kind = getattr(transformers, next((a for end, a in auto.items() if named.endswith(end)), named))
 model, info = kind.from_pretrained(asked["folder"], output_loading_info=True, local_files_only=True, **asked["options"])
@@ -125,6 +127,7 @@ def read_back(
     ids: Int[Tensor, "sample position"],
     bound: float,
     tokenizer: Any = None,
+    architecture: str | None = None,
     options: dict[str, Any] | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Readback:
@@ -137,6 +140,7 @@ def read_back(
         ids: Token ids.
         bound: Largest relative error that is allowed.
         tokenizer: What the folder's tokenizer must agree with; None where none was exported.
+        architecture: Class that must come out, where the folder has no config.json that names it.
         options: More arguments of `from_pretrained`.
         timeout_seconds: How long the other process may take.
 
@@ -154,6 +158,7 @@ def read_back(
             "ids": str(place / "ids.safetensors"),
             "answer": str(place / "answer.safetensors"),
             "threads": torch.get_num_threads(),
+            "architecture": architecture,
             "device": str(next(model.parameters()).device),
             "options": {**_implementations(model), **(options or {})},
             "inputs": _inputs(model),
@@ -162,8 +167,15 @@ def read_back(
         (place / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
         said = _run([sys.executable, "-c", _SCRIPT, str(place / "asked.json")], place, timeout_seconds)
         values = load_file(place / "answer.safetensors")["values"]
-    _check_answer(said, folder, tokenizer)
-    return _compare(values, expected, bound, said, time.monotonic() - begun)
+    _check_answer(said, tokenizer)
+    return compare(
+        values,
+        expected,
+        bound=bound,
+        loaded_as=said["class"],
+        versions={"transformers": said["transformers"], "torch": said["torch"]},
+        seconds=time.monotonic() - begun,
+    )
 
 
 def _run(command: Sequence[str], place: Path, timeout_seconds: float) -> dict[str, Any]:
@@ -185,7 +197,7 @@ def _run(command: Sequence[str], place: Path, timeout_seconds: float) -> dict[st
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _check_answer(said: dict[str, Any], folder: Path, tokenizer: Any) -> None:
+def _check_answer(said: dict[str, Any], tokenizer: Any) -> None:
     if said["gaps"]:
         kind, names = next(iter(said["gaps"].items()))
         raise ReadBackFailed(
@@ -202,26 +214,43 @@ def _check_answer(said: dict[str, Any], folder: Path, tokenizer: Any) -> None:
         )
 
 
-def _compare(
-    values: Tensor, expected: Tensor, bound: float, said: dict[str, Any], seconds: float
+def compare(
+    values: Float[Tensor, "sample position channel"],
+    expected: Float[Tensor, "sample position channel"],
+    *,
+    bound: float,
+    loaded_as: str,
+    versions: dict[str, str],
+    seconds: float,
 ) -> Readback:
+    """What was read back beside what we computed.
+
+    Args:
+        values: Theirs.
+        expected: Ours.
+        bound: Largest relative error that is allowed.
+        loaded_as: What computed theirs.
+        versions: Of its libraries.
+        seconds: How long it took.
+
+    Raises:
+        ReadBackFailed: They differ by more than the bound, or in shape.
+    """
     if values.shape != expected.shape:
         raise ReadBackFailed(
             f"the export computes outputs of shape {list(values.shape)} and our model {list(expected.shape)}; nothing was kept"
         )
     theirs, ours = values.double(), expected.double()
     relative = relative_error(theirs, ours)
-    error = float((theirs - ours).abs().max())
     same = float((theirs.argmax(-1) == ours.argmax(-1)).double().mean())
+    positions = ours.shape[0] * ours.shape[1]
     if relative > bound:
         raise ReadBackFailed(
             f"the export computes another function: relative error {relative:.2g} of the outputs, {bound:.2g} is allowed, the largest "
-            f"output agrees at {same:.0%} of {ours.shape[0] * ours.shape[1]} positions; nothing was kept"
+            f"output agrees at {same:.0%} of {positions} positions; nothing was kept"
         )
-    versions = {"transformers": said["transformers"], "torch": said["torch"]}
-    return Readback(
-        relative, bound, error, same, ours.shape[0] * ours.shape[1], said["class"], versions, seconds
-    )
+    error = float((theirs - ours).abs().max())
+    return Readback(relative, bound, error, same, positions, loaded_as, versions, seconds)
 
 
 def _inputs(model: nn.Module) -> dict[str, Any]:
