@@ -106,9 +106,7 @@ def conflict_rows(
         number = dense.rows(part)
         kept, weight, score = mask[number], dense.weight[number], scores[number]
         outliers = outlier_weights(weight)
-        above, above_without = (
-            t.expand(len(t), scores.shape[1])[number] if len(t) > 1 else t for t in thresholds
-        )
+        above, above_without = (t[number] if len(t) > 1 else t for t in thresholds)
         rest = score[:, ~channels]
         t, u = (x[:, ~channels] if x.shape[1] > 1 else x for x in (above, above_without))
         band = int(((rest > u) & (rest <= t)).sum()) - int(((rest > t) & (rest <= u)).sum())
@@ -181,4 +179,4 @@ def _kth_of_rows(scores: Tensor, sparsity: float) -> Tensor:
     count = num_removed(sparsity, scores.shape[1])
     if not count:
         return scores.new_full((len(scores), 1), -1.0)
-    return scores.sort(1).values[:, count - 1 : count]
+    return scores.kthvalue(count, dim=1, keepdim=True).values

@@ -31,13 +31,10 @@ def wanda(weight: Float[Tensor, "row column"], norms: Float[Tensor, "column"]) -
 
     Args:
         weight: The weight.
-        norms: ||x_j||_2 over the calibration tokens, in any common unit.
+        norms: ||x_j||_2 over the calibration tokens.
     """
     size = magnitude(weight)
-    largest = norms.max()
-    # Scaled to at most 1, so that no product leaves the range of float32.
-    relative = norms / largest if float(largest) > 0 else torch.ones_like(norms)
-    return size * relative.to(size)
+    return size * (norms if bool(norms.any()) else torch.ones_like(norms)).to(size)
 
 
 def kth_smallest(scores: Callable[[], Iterable[Float[Tensor, "..."]]], count: int) -> float:
@@ -99,15 +96,17 @@ def keep_of_rows(scores: Float[Tensor, "row column"], sparsity: float) -> Bool[T
     num_rows = len(scores)
     share = num_removed(sparsity, scores.numel()) / num_rows
     upto = torch.arange(num_rows + 1, dtype=torch.float64).mul(share).add(1e-9).floor().long()
-    rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-    return rank >= upto.diff().to(rank.device)[:, None]
+    order = scores.argsort(dim=1, stable=True)
+    ranks = torch.arange(scores.shape[1], device=order.device).expand_as(order)
+    kept = ranks >= upto.diff().to(order.device)[:, None]
+    return torch.empty_like(kept, memory_format=torch.contiguous_format).scatter_(1, order, kept)
 
 
 def keep_of_groups(scores: Float[Tensor, "row column"], kept: int, of: int) -> Bool[Tensor, "row column"]:
     """Keeps the `kept` largest of every `of` neighbours in a row."""
-    groups = scores.unflatten(1, (-1, of))
-    rank = groups.argsort(dim=2, stable=True).argsort(dim=2)
-    return (rank >= of - kept).flatten(1)
+    order = scores.unflatten(1, (-1, of)).argsort(dim=2, stable=True)
+    high = (torch.arange(of, device=order.device) >= of - kept).expand_as(order)
+    return torch.empty_like(high, memory_format=torch.contiguous_format).scatter_(2, order, high).flatten(1)
 
 
 def parse_structure(structure: str) -> tuple[int, int]:
