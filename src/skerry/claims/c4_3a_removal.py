@@ -39,9 +39,17 @@ NOTHING = 1e-12
 """A control that does no damage at all gives no ratio."""
 
 
-def judge(evidence: Evidence) -> Judged:
-    """See the module."""
-    rows = group(evidence, "removal")
+def judge(evidence: Evidence, *, table: str = "effects") -> Judged:
+    """See the module.
+
+    Args:
+        evidence: The run.
+        table: Where the removal was measured: `effects`, or a table with its columns.
+
+    Raises:
+        NotApplicable: Nothing was removed, or no control was drawn.
+    """
+    rows = group(evidence, "removal", table=table)
     damage = damage_of(rows)
     removed = arm(rows, REMOVED, damage, control=False)
     draws = {

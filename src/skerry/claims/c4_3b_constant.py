@@ -28,9 +28,17 @@ from skerry.claims.words import number, percent_span, span
 BAR = 0.25
 
 
-def judge(evidence: Evidence) -> Judged:
-    """See the module."""
-    rows = group(evidence, "removal")
+def judge(evidence: Evidence, *, table: str = "effects") -> Judged:
+    """See the module.
+
+    Args:
+        evidence: The run.
+        table: Where the removal was measured: `effects`, or a table with its columns.
+
+    Raises:
+        NotApplicable: Nothing was removed, or removing does no damage that a constant could prevent.
+    """
+    rows = group(evidence, "removal", table=table)
     damage = damage_of(rows)
     removed, constant = (arm(rows, name, damage, control=False) for name in (REMOVED, CONSTANT))
     if not removed or not constant:

@@ -102,7 +102,7 @@ class Claim:
     """One published statement and its test.
 
     Attributes:
-        id: Section of the review and a letter, e.g. `2.2a`.
+        id: Section of the review and mostly a letter, e.g. `2.2a`.
         section: Section of the review.
         source: The papers that say it, with arXiv number.
         statement: The statement, in one sentence.

@@ -12,6 +12,7 @@ from skerry.causes.bootstrap import Interval
 from skerry.causes.notes import ALONE
 from skerry.claims.claim import NotApplicable
 from skerry.claims.evidence import Evidence, Row
+from skerry.claims.stages import stage_of
 
 WITHOUT = "zero in every block"
 QUERY_KEY, FEED_FORWARD = "query/key weights shrunk", "feed-forward weights zeroed"
@@ -26,15 +27,20 @@ UNITS = {
 }
 
 
-def group(evidence: Evidence, name: str) -> list[Row]:
+def group(evidence: Evidence, name: str, *, table: str = "effects") -> list[Row]:
     """The rows of one group of interventions that have a number.
+
+    Args:
+        evidence: The run.
+        name: The group.
+        table: `effects`, or a table with its columns.
 
     Raises:
         NotApplicable: There are none; the notes say why.
     """
-    rows = [r for r in evidence.rows("effects") if r["group"] == name and r["change"] is not None]
+    rows = [r for r in evidence.rows(table) if r["group"] == name and r["change"] is not None]
     if not rows:
-        said = "; ".join(evidence.notes.get("effects", ()))
+        said = "; ".join(evidence.notes.get(stage_of(table) or "", ()))
         raise NotApplicable(f"no intervention of the group {name!r} was made{': ' + said if said else ''}")
     return rows
 

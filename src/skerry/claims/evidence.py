@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from skerry.claims.claim import NotApplicable
-from skerry.claims.stages import STAGES, stage_of
+from skerry.claims.stages import STAGES, command_of, stage_of
 from skerry.outliers.finding import Finding, HeadProfile, SiteProfile, Summary
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Evidence:
     def of_run(cls, run: Run) -> Evidence:
         """Everything that a run holds."""
         notes = {
-            stage: json.loads(run.text(f"{stage}.json"))["notes"]
+            stage: json.loads(run.text(f"{stage}.json")).get("notes", [])
             for stage in STAGES
             if run.has(f"{stage}.json")
         }
@@ -102,7 +102,7 @@ class Evidence:
 
     def _missing(self, name: str) -> str:
         if not self.has(name):
-            return f"needs the table `{name}`, which this run does not have"
+            return f"needs the table `{name}`, which this run does not have; `{command_of(name)}` measures it"
         said = self.notes.get(stage_of(name) or "", ())
         return f"nothing was measured for `{name}`{': ' + '; '.join(said) if said else ''}"
 

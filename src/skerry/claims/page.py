@@ -116,7 +116,7 @@ def claims_page() -> str:
 
 
 def _anchor(identifier: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", identifier)
+    return re.sub(r"[^a-z0-9-]", "", identifier)
 
 
 def _cell(text: str) -> str:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from skerry.claims.claim import Claim
-from skerry.claims.stages import STAGES, stage_of
+from skerry.claims.stages import FOLLOWED, STAGES, TRACE_STAGES, stage_of
 from skerry.errors import UsageError, near_matches
 
 _MODULE = re.compile(r"c\d\w*")
@@ -66,14 +66,16 @@ def select(only: Iterable[str] | None = None) -> list[Claim]:
 
 
 def stages_of(only: Iterable[str] | None = None) -> set[str]:
-    """The stages of a trace that these claims need: some of lifecycle, effects and roles; none where the scan is enough.
+    """The stages beyond the scan that these claims need, names of `skerry.claims.stages.STAGES`; none where the scan is enough.
+
+    Those of a trace are lifecycle, effects and roles, the others are `impact_...` and `tame`.
 
     Raises:
         UsageError: A pattern that no claim has.
     """
     stages = {stage for claim in select(only) for table in claim.needs if (stage := stage_of(table))}
     # What is changed and asked was found by following it first.
-    return stages | {"lifecycle"} if stages else stages
+    return stages | {"lifecycle"} if stages & {*TRACE_STAGES, *FOLLOWED} else stages
 
 
 def list_claims(only: Iterable[str] | None = None) -> list[dict[str, Any]]:

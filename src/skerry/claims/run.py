@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from skerry.claims.claim import Claim, Judged, NotApplicable, Result
 from skerry.claims.register import all_claims, order, select
+from skerry.claims.stages import command_of
 
 if TYPE_CHECKING:
     from skerry.claims.evidence import Evidence
@@ -43,7 +44,7 @@ def judge(claim: Claim, evidence: Evidence) -> Result:
     try:
         absent = [name for name in claim.needs if not evidence.has(name)]
         if absent:
-            raise NotApplicable(f"needs {_tables(absent)}, which this run does not have")
+            raise NotApplicable(f"needs {_tables(absent)}, which this run does not have; {_commands(absent)}")
         judged = claim.judge(evidence)
     except NotApplicable as reason:
         judged = Judged("not applicable", str(reason))
@@ -138,6 +139,16 @@ def _same(run: Run, key: str, results: list[Result]) -> bool:
 
 def _finite(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
+
+
+def _commands(absent: list[str]) -> str:
+    commands = list(dict.fromkeys(command_of(name) for name in absent))
+    plain = commands == ["skerry scan"]
+    told = " and ".join(f"`{c}`" for c in commands)
+    return (
+        f"{told} {'measures' if len(commands) == 1 else 'measure'} {'it' if len(absent) == 1 else 'them'}"
+        + (" where the model has it" if plain else "")
+    )
 
 
 def _tables(names: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Which stage of a trace measures which table, so that only what a claim needs is measured."""
+"""Which stage beyond the scan measures which table, so that only what a claim needs is measured."""
 
 from __future__ import annotations
 
-STAGES: dict[str, tuple[str, ...]] = {
+TRACE_STAGES: dict[str, tuple[str, ...]] = {
     "lifecycle": (
         "carriers",
         "carrier_tokens",
@@ -16,9 +16,30 @@ STAGES: dict[str, tuple[str, ...]] = {
     "effects": ("effects",),
     "roles": ("roles", "role_verdicts", "role_measures"),
 }
+"""Stages of a trace: `skerry trace`."""
+IMPACT_STAGES: dict[str, tuple[str, ...]] = {
+    "impact_grid": ("quantization_grid",),
+    "impact_sites": ("quantization_sites",),
+    "impact_clipping": ("clipping",),
+    "impact_pruning": ("pruning", "pruning_conflict"),
+    "impact_removal": ("quantized_removal",),
+    "tame": ("methods", "seam_changes", "channel_ranges", "parts", "equivalence", "overhead"),
+}
+"""Stages of costs, `skerry impact`, and of taming, `skerry tame`."""
+FOLLOWED = ("impact_removal",)
+"""Stages of costs that change what a trace has found."""
+STAGES: dict[str, tuple[str, ...]] = {**TRACE_STAGES, **IMPACT_STAGES}
 """Stages beyond the scan; every other table is the scan's."""
 
 
 def stage_of(table: str) -> str | None:
-    """The stage of a trace that measures a table; None for a table of the scan."""
+    """The stage that measures a table; None for a table of the scan."""
     return next((stage for stage, tables in STAGES.items() if table in tables), None)
+
+
+def command_of(table: str) -> str:
+    """The command that measures a table."""
+    stage = stage_of(table)
+    if stage is None:
+        return "skerry scan"
+    return "skerry trace" if stage in TRACE_STAGES else "skerry tame" if stage == "tame" else "skerry impact"

@@ -14,6 +14,7 @@ from skerry.run.cause_tables import CAUSE_TABLES
 from skerry.run.column import Column
 from skerry.run.impact_tables import IMPACT_TABLES
 from skerry.run.pruning_tables import PRUNING_TABLES
+from skerry.run.removal_tables import REMOVAL_TABLES
 from skerry.run.tame_tables import TAME_TABLES
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
@@ -218,6 +219,7 @@ TABLES: dict[str, dict[str, Column]] = {
 TABLES["nonfinite_weights"] = TABLES["nonfinite"]
 TABLES.update(CAUSE_TABLES)
 TABLES.update(PRUNING_TABLES)
+TABLES.update(REMOVAL_TABLES)
 TABLES.update(IMPACT_TABLES)
 TABLES.update(TAME_TABLES)
 
