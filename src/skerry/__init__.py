@@ -32,6 +32,7 @@ __all__ = [
     "scale",
     "scan",
     "set_mean",
+    "tame",
     "trace",
     "zero",
 ]
@@ -40,7 +41,7 @@ _ABLATIONS = ("ablate_channel", "ablate_head", "ablate_sink", "ablate_weight")
 
 if TYPE_CHECKING:
     from skerry.answers import Audit, Claims, Scan, Trace
-    from skerry.api import audit, claims, open_run, scan, trace
+    from skerry.api import audit, claims, open_run, scan, tame, trace
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
 

@@ -137,3 +137,44 @@ class Audit(Trace):
     def report(self) -> Path:
         """The report: one HTML file that opens with no network."""
         return self.run.file("report.html")
+
+
+class Tame:
+    """A tamed model and the run that tells of it.
+
+    Attributes:
+        run: The run directory; `run.table(name)` gives the numbers.
+        model: The changed model in full precision; None when the answer was read from an earlier run.
+        simulation: The quantized model: `with tame.simulation.open(tame.anatomy): ...`; None as `model`.
+        anatomy: The places of `model`.
+    """
+
+    def __init__(self, run: Run, tamed: Any = None) -> None:
+        """Use `skerry.tame`."""
+        self.run = run
+        self.anatomy = None if tamed is None else tamed.anatomy
+        self.model = None if tamed is None else tamed.anatomy.model
+        self.simulation = None if tamed is None else tamed.simulation
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The whole answer as plain values."""
+        return json.loads(self.run.text("tame.json"))
+
+    @property
+    def methods(self) -> list[dict[str, Any]]:
+        """What was tried, and what it costs on held-out text."""
+        return self.document["methods"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left alone, and why."""
+        return self.document["notes"]
+
+    def table(self, name: str) -> pa.Table:
+        """A table of the run: methods, seam_changes, channel_ranges, equivalence."""
+        return self.run.table(name)
+
+    def __repr__(self) -> str:
+        d = self.document
+        return f"<Tame of {d['model']['name']}: {d['chosen']} at {d['scheme']}, {len(d['methods'])} rows; .methods, .model, .document, .run>"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry.answers import Audit, Claims, Scan, Trace
+from skerry.answers import Audit, Claims, Scan, Tame, Trace
 from skerry.outliers.finding import Summary
 from skerry.outliers.options import DEFAULT_FOLDER, Options
 from skerry.run import POINTER, Progress, Run
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
 
+    from skerry.anatomy.seams import Seam
     from skerry.causes.trace import TraceOptions
 
 
@@ -229,6 +230,73 @@ def claims(
         run = _traced(model, data, _options(options), wanted, progress)
     results = judge_run(run, only)
     return Claims(write_report(run), results)
+
+
+def tame(
+    model: str | Path | nn.Module | None = None,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    method: str = "os+",
+    bits: str = "w8a8",
+    out: str | Path | None = None,
+    form: str = "auto",
+    calibration: int = 64,
+    samples: int = 64,
+    target: float = 0.01,
+    evaluate: bool = True,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seams: Sequence[Seam] = (),
+    run: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Tame:
+    """Take away what outliers cost a quantized model, without changing the model.
+
+    Args:
+        model: As for `scan`; a module is changed in place.
+        data: As for `scan`; calibration and judging use different inputs of it.
+        method: A method, several joined by commas (`os+,gptq`), or `auto`: the cheapest that reaches `target`.
+        bits: The scheme: `w8a8`, `w4a16-g128`, `w6a6-tensor`, ...; `skerry.impact.scheme` tells the language.
+        out: Folder of the exported checkpoint; None exports nothing.
+        form: Of the export: `auto` (compressed-tensors), `float`, `gguf-f16`, `gguf-q8_0`, `gguf-q4_0`, `onnx`.
+        calibration: Inputs that the methods see.
+        samples: Held-out inputs that judge.
+        target: For `auto`: relative rise of the loss that is allowed.
+        evaluate: Judge on held-out inputs.
+        settings: Method to its options, e.g. `{"smoothquant": {"alpha": 0.7}}`.
+        seams: Seams of your own, see `skerry.anatomy.find_seams.declare_norm_seam`; a wrong one is an error that names it.
+        run: Run directory; under ./skerry-runs when None.
+        progress: Told how far it is.
+        options: Those of `scan`: tokens, seed, dtype, device, batch_size, bos, threads, trust_remote_code, tokenizer.
+
+    Raises:
+        NotEquivalent: A transform changed the model; nothing was folded.
+        NotPossible: The model or the target cannot carry what was asked for; the message says why.
+        SkerryError: What was wrong, what was expected, what to do.
+    """
+    from skerry.tame.options import TameOptions
+    from skerry.tame.tame import STAGE, tame_repeat
+    from skerry.tame.tame import tame as measure
+
+    wanted = TameOptions(
+        method=method,
+        bits=bits,
+        out=out,
+        form=form,
+        calibration=calibration,
+        samples=samples,
+        target=target,
+        evaluate=evaluate,
+        settings=settings or {},
+    )
+    plain = _options({**options, "out": run})
+    asked = (
+        None if seams else _key(model, data, {**plain.plain(), **wanted.plain(), "verb": STAGE, "to": out})
+    )
+    if (found := tame_repeat(_repeat(asked, run, STAGE), out)) is not None:
+        return Tame(found)
+    done = measure(model, data, plain, wanted, progress, seams=seams, asked=asked)
+    return Tame(done.run, done.tamed)
 
 
 def default_place() -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
@@ -70,8 +70,20 @@ class Asked:
                 raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
+class Quietly(Protocol):
+    """Options that say whether anything beside the answer is printed."""
+
+    @property
+    def quiet(self) -> bool:
+        """Print no progress."""
+
+    @property
+    def json(self) -> bool:
+        """Print one JSON document and nothing else."""
+
+
 @contextlib.contextmanager
-def progress_of(asked: Asked) -> Iterator[Progress | None]:
+def progress_of(asked: Quietly) -> Iterator[Progress | None]:
     """A progress display on stderr, or none; libraries are kept from writing on the screen meanwhile."""
     from skerry.cli.progress import Bars
 

@@ -30,6 +30,10 @@ VERBS = {
     ),
     "scan": ("skerry.cli.scan:scan", "From a model to its findings, without the report."),
     "trace": ("skerry.cli.trace:trace", "Where outliers come from, what they cause, what sinks are for."),
+    "tame": (
+        "skerry.cli.tame:tame",
+        "Take away what outliers cost a quantized model, prove that it stayed the same, export it.",
+    ),
     "claims": ("skerry.cli.claims:claims", "Test what the literature says on this model."),
     "runs": ("skerry.cli.runs:runs", "List the runs in a folder."),
     "show": ("skerry.cli.runs:show", "Show a finished run again."),

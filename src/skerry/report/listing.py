@@ -85,3 +85,11 @@ def sites_table(rows: Mapping[str, Any]) -> Table:
         meaning = f"the same tensor as {row['same_as']}" if row["same_as"] else row["meaning"]
         table.add_row(row["site"], shape, meaning)
     return table
+
+
+def methods_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Taming methods with what they do and where they come from."""
+    table = _table("method", "what it does", "source")
+    for row in rows:
+        table.add_row(row["name"], row["what"], row["source"])
+    return table

@@ -214,6 +214,21 @@ class Run:
             return None
         return load_file(str(path)), file.done or 0
 
+    def partial_stages(self, prefix: str) -> list[str]:
+        """Stages with a partial result whose name begins so."""
+        return sorted(name for name in self.record.partials if name.startswith(prefix))
+
+    def drop_partials(self, prefix: str) -> None:
+        """Forget the partial results of stages whose name begins so: what they were for is finished."""
+        gone = {name: self.record.partials[name] for name in self.partial_stages(prefix)}
+        if not gone:
+            return
+        kept = {name: file for name, file in self.record.partials.items() if name not in gone}
+        self.record = self.record.model_copy(update={"partials": kept})
+        self._save()
+        for file in gone.values():
+            (self.path / file.path).unlink(missing_ok=True)
+
     def _write_table(self, name: str, table: pa.Table) -> FileRecord:
         import pyarrow.parquet as pq
 
