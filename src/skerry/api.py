@@ -274,7 +274,7 @@ def tame(
         NotPossible: The model or the target cannot carry what was asked for; the message says why.
         SkerryError: What was wrong, what was expected, what to do.
     """
-    from skerry.tame.options import TameOptions
+    from skerry.tame.wanted import TameOptions
     from skerry.tame.tame import STAGE, tame_repeat
     from skerry.tame.tame import tame as measure
 

@@ -101,7 +101,7 @@ def tame(
     asked.check()
     with progress_of(asked) as progress:
         import skerry
-        from skerry.tame.options import parse_settings
+        from skerry.tame.wanted import parse_settings
 
         done = skerry.tame(
             model,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from skerry.tame.choose import Choice
     from skerry.tame.export import Exported
     from skerry.tame.method import Row
-    from skerry.tame.options import TameOptions
+    from skerry.tame.wanted import TameOptions
     from skerry.tame.pipeline import Tamed
 
 SCHEMA = 1

@@ -12,9 +12,9 @@ from skerry.corpus.batch import Batch
 from skerry.errors import NotPossible
 from skerry.run import Progress, Run
 from skerry.tame.export import CardFacts, Export, Exported, Loss, export
-from skerry.tame.options import TameOptions
 from skerry.tame.pipeline import Tamed, grids_of
 from skerry.tame.register import METHODS
+from skerry.tame.wanted import TameOptions
 
 if TYPE_CHECKING:
     from skerry.outliers.plan import Plan

@@ -1,131 +1,68 @@
-"""What taming is asked for, with its defaults; the command line and the Python API fill the same object."""
+"""A method's own options: words with defaults, as a user gives them on the command line or in Python."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from skerry.errors import UnknownOption
-from skerry.impact.scheme import Scheme
-from skerry.tame.choose import TARGET, check_target
+from skerry.errors import UnknownOption, near_matches
 
-AUTO = "auto"
+_FALSE, _TRUE = ("false", "no", "off", "0"), ("true", "yes", "on", "1")
 
 
-@dataclass(frozen=True)
-class TameOptions:
-    """Options of taming.
+def take_options(given: Mapping[str, Any], method: str, **defaults: Any) -> dict[str, Any]:
+    """The defaults with what was given in their place, each of the kind of its default.
 
-    Attributes:
-        method: A method, several joined by commas, or `auto`.
-        bits: The scheme, e.g. `w8a8` or `w4a16-g128`.
-        out: Folder of the export; None exports nothing.
-        form: Of the export; see `skerry.tame.export.FORMS`.
-        calibration: Inputs that methods see.
-        samples: Held-out inputs that judge.
-        target: `auto`: relative rise of the loss that is allowed.
-        evaluate: Judge on held-out inputs; without, nothing but the proof is computed.
-        settings: Method to its options.
-    """
-
-    method: str = "os+"
-    bits: str = "w8a8"
-    out: str | Path | None = None
-    form: str = AUTO
-    calibration: int = 64
-    samples: int = 64
-    target: float = TARGET
-    evaluate: bool = True
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def scheme(self) -> Scheme:
-        """The scheme.
-
-        Raises:
-            UnknownOption: The string is no scheme.
-        """
-        return Scheme.parse(self.bits)
-
-    def plain(self) -> dict[str, Any]:
-        """What decides the result, as plain values; where the export goes decides nothing."""
-        return {
-            "method": self.method,
-            "bits": str(self.scheme),
-            "calibration": self.calibration,
-            "held_out": self.samples,
-            "target": self.target if self.method == AUTO else None,
-            "evaluate": self.evaluate,
-            "exported": None if self.out is None else self.form,
-            "settings": {m: dict(o) for m, o in self.settings.items()},
-        }
-
-    def check(self) -> None:
-        """Refuse what cannot be meant, before anything is loaded.
-
-        Raises:
-            UsageError: An unknown method, scheme, form or option, a number below one, an output folder in use.
-        """
-        from skerry.tame.register import METHODS, parse_pipeline
-
-        _ = self.scheme
-        check_target(self.target)
-        if self.method != AUTO:
-            parse_pipeline(self.method)
-        elif not self.evaluate:
-            raise UnknownOption(
-                "auto chooses by held-out loss, so it cannot go without evaluation; name a method"
-            )
-        for name in ("calibration", "samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UnknownOption(f"{name} is {value!r}; it must be a whole number, at least 1")
-        for method in self.settings:
-            if method not in METHODS:
-                from skerry.errors import near_matches
-
-                near = near_matches(method, list(METHODS))
-                raise UnknownOption(
-                    f"options are given to the method {method!r}, which does not exist{f'; did you mean {near}?' if near else ''}"
-                )
-        if self.out is not None:
-            from skerry.tame.export import FORMS
-            from skerry.tame.export_folder import check_unused
-
-            if self.form not in FORMS:
-                raise UnknownOption(f"form is {self.form!r}; it is one of {', '.join(FORMS)}")
-            check_unused(Path(self.out).resolve())
-
-
-def parse_settings(words: tuple[str, ...] | list[str]) -> dict[str, dict[str, Any]]:
-    """Method options as on the command line: `os+.shift=false`, `smoothquant.alpha=0.7`.
+    Args:
+        given: Option to value.
+        method: Name of the method, for messages.
+        defaults: Option to its default; a bool, an int or a float is what its values must be, anything else is taken as it is.
 
     Raises:
-        UnknownOption: A word of another form.
+        UnknownOption: An option that the method does not have, or a value of another kind.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for word in words:
-        place, equals, value = word.partition("=")
-        method, dot, name = place.rpartition(".")
-        if not (equals and dot and method and name and value):
+    for name in given:
+        if name not in defaults:
+            near = near_matches(name, list(defaults))
+            has = f"it has {', '.join(sorted(defaults))}" if defaults else "it has none"
             raise UnknownOption(
-                f"--set {word!r} is not of the form METHOD.OPTION=VALUE, e.g. smoothquant.alpha=0.7"
+                f"{method} has no option {name!r}; {f'did you mean {near}? ' if near else ''}{has}"
             )
-        found.setdefault(method, {})[name] = _value(value)
-    return found
+    return {
+        name: _of_kind(given[name], default, f"{method}: option {name!r}") if name in given else default
+        for name, default in defaults.items()
+    }
 
 
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if "," in text:
-        return tuple(_value(part) for part in text.split(","))
-    for kind in (int, float):
+def _of_kind(value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        word = str(value).lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        raise UnknownOption(f"{where} is true or false, not {value!r}")
+    if isinstance(default, (int, float)):
         try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+            number = float(value)
+        except (TypeError, ValueError):
+            raise UnknownOption(f"{where} is a number, not {value!r}") from None
+        if isinstance(default, int):
+            if number != int(number):
+                raise UnknownOption(f"{where} is a whole number, not {value!r}")
+            return int(number)
+        return number
+    return value
+
+
+def check_between(value: float, low: float, high: float, where: str) -> float:
+    """The value, if it lies between two numbers.
+
+    Raises:
+        UnknownOption: It does not, or is no number.
+    """
+    if math.isnan(value) or not low <= value <= high:
+        to = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        raise UnknownOption(f"{where} is {value:g}; it must be {to}")
+    return value

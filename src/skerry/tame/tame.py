@@ -27,7 +27,7 @@ from skerry.tame.document import tame_document
 from skerry.tame.held_out import HeldOut
 from skerry.tame.memory import split
 from skerry.tame.method import Method, Row
-from skerry.tame.options import AUTO, TameOptions
+from skerry.tame.wanted import AUTO, TameOptions
 from skerry.tame.pipeline import Setting, Tamed, run_pipeline
 from skerry.tame.register import parse_pipeline
 
