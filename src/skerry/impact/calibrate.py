@@ -83,7 +83,11 @@ def calibrate(
 
 
 def counted_rows(
-    x: Float[Tensor, "row channel"], places: Rows | None, *, above: float | None = None, keep_positions: int = 0
+    x: Float[Tensor, "row channel"],
+    places: Rows | None,
+    *,
+    above: float | None = None,
+    keep_positions: int = 0,
 ) -> Float[Tensor, "counted channel"]:
     """The rows that are no padding, do not belong to the first positions, and are not above a size."""
     counts = torch.ones(len(x), dtype=torch.bool, device=x.device) if places is None else places.counts
@@ -106,7 +110,11 @@ def check_finite(x: Tensor, places: Rows | None, dense: Dense, batch: Batch) -> 
     if not bool(bad.any()):
         return
     row = int(bad.nonzero()[0])
-    where = "" if places is None else f" in input {int(batch.sample[int(places.sample[row])])}, position {int(places.position[row])}"
+    where = (
+        ""
+        if places is None
+        else f" in input {int(batch.sample[int(places.sample[row])])}, position {int(places.position[row])}"
+    )
     block = "" if dense.layer is None else f" of block {dense.layer}"
     raise BrokenModel(
         f"calibration met NaN{where}: {dense.name}{block} reads it at {dense.reads.part}; `skerry scan` shows where the first one is"
@@ -115,15 +123,16 @@ def check_finite(x: Tensor, places: Rows | None, dense: Dense, batch: Batch) -> 
 
 def _lend_ranges(maps: Sequence[Dense], ranges: dict[str, Range]) -> None:
     """An expert that was not reached gets what the other experts of the block read at the same place."""
+    reached = {(d.layer, d.name) for d in maps if ranges[d.name].extremes is not None}
     for dense in maps:
         own = ranges[dense.name]
         if own.extremes is not None or dense.expert is None:
             continue
         key = (dense.layer, dense.reads.part)
         for other in maps:
-            if other.expert is not None and (other.layer, other.reads.part) == key and other is not dense:
-                if ranges[other.name].extremes is not None:
-                    own.merge(ranges[other.name])
+            near = other.expert is not None and (other.layer, other.reads.part) == key
+            if near and (other.layer, other.name) in reached:
+                own.merge(ranges[other.name])
 
 
 def _grid(dense: Dense, found: Range, spec: TensorSpec) -> Grid:

@@ -19,8 +19,8 @@ CALIBRATION_SHARE = 0.25
 MOST_CALIBRATION = 64
 FEWEST_FOR_SPLIT = 8
 # What is measured again and again (sites, clipping) is measured on so many inputs.
-PRICED_INPUTS = 64
-PRICED_TOKENS = 8192
+PRICED_INPUTS = 32
+PRICED_TOKENS = 4096
 FEWEST_PRICED = 16
 TOKENS_AT_ONCE = 1024
 
@@ -50,7 +50,9 @@ class _One(NamedTuple):
 def split(batches: Iterable[Batch]) -> Split:
     """Cut the inputs of a run into those that calibrate and those that are scored; few inputs do both."""
     every = [
-        _trimmed(b.input_ids[i], b.keep[i], int(b.sample[i])) for b in batches for i in range(len(b.input_ids))
+        _trimmed(b.input_ids[i], b.keep[i], int(b.sample[i]))
+        for b in batches
+        for i in range(len(b.input_ids))
     ]
     note, rest, first = None, every, every
     if len(every) >= FEWEST_FOR_SPLIT:

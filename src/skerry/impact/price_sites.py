@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ def price_sites(
     """
     progress, calibration = progress or Silent(), batches if calibration is None else calibration
     for scheme in schemes:  # before any forward
-        Simulation(replace(scheme, inputs=None)).check(anatomy)
+        Simulation(scheme).check(anatomy, calibrated=False)
     parts = site_parts(anatomy)
     jobs = [(p, s) for p in parts for s in schemes if (s.weights if p.is_weight else s.inputs) is not None]
     progress.start("pricing sites", len(jobs), "site")

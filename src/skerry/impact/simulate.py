@@ -96,8 +96,12 @@ class Simulation:
             f"{what} not quantized in blocks {layers[0]} to {layers[-1]}: {type(anatomy.model).__name__} computes attention in code of its own"
         ]
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, anatomy: Anatomy, *, calibrated: bool = True) -> None:
         """Refuse what cannot be done, before any forward.
+
+        Args:
+            anatomy: The model.
+            calibrated: Whether grids of static ranges must be there already.
 
         Raises:
             UnknownOption: A name that no map has, a missing grid, a group size that does not divide a width, a channel or entry that
@@ -116,7 +120,7 @@ class Simulation:
                 f"keep_positions is {self.keep_positions}; it is a number of positions, 0 or more"
             )
         for dense in self.maps(anatomy):
-            self._check_map(dense)
+            self._check_map(dense, calibrated=calibrated)
         for kind in ("attention", "kv"):
             spec: TensorSpec | None = getattr(self.scheme, kind)
             if spec is not None and not spec.dynamic:
@@ -137,12 +141,12 @@ class Simulation:
             "keep_above": self.keep_above,
         }
 
-    def _check_map(self, dense: Dense) -> None:
+    def _check_map(self, dense: Dense, *, calibrated: bool) -> None:
         name, spec = dense.name, self.scheme.inputs
         num_rows, num_columns = dense.weight.shape
         for kind in (self.scheme.weights, spec):
             check_group(num_columns, kind, name)
-        if spec is not None and not spec.dynamic and name not in self.grids:
+        if calibrated and spec is not None and not spec.dynamic and name not in self.grids:
             raise UnknownOption(
                 f"the inputs of {name} have a static range and no grid was given; calibrate(...) finds them"
             )

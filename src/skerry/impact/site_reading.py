@@ -1,6 +1,6 @@
 """What rounding does to one place: range, levels that are used, signal to noise, tokens that stand out.
 
-    snr = 10 log10(sum x^2 / sum (x - Q(x))^2)    decibels; over all values that are rounded
+snr = 10 log10(sum x^2 / sum (x - Q(x))^2)    decibels; over all values that are rounded
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def read_weights(maps: list[tuple[Dense, Tensor, Tensor]], spec: TensorSpec) -> 
 
 
 @contextmanager
-def read_inputs(anatomy: Anatomy, simulation: Simulation, maps: list[Dense], reading: Reading) -> Iterator[None]:
+def read_inputs(
+    anatomy: Anatomy, simulation: Simulation, maps: list[Dense], reading: Reading
+) -> Iterator[None]:
     """Open the simulation, and read what it makes of the inputs of maps while it is open."""
     before: dict[str, Tensor] = {}
 
