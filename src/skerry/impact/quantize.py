@@ -134,7 +134,11 @@ def fake_quantize(x: Float[Tensor, "row column"], spec: TensorSpec, grid: Grid |
     for i in range(0, len(x) if x.numel() else 0, step):
         part = pieces[i : i + step]
         part_grid = find_grid(*min_max(part, spec), spec) if grid is None else rows_of(grid, i, i + step)
-        into[i : i + step] = round_trip(part, spec, part_grid)
+        target = into[i : i + step]
+        if x.dtype == part_grid.scale.dtype:
+            round_trip(part, spec, part_grid, out=target)
+        else:
+            target.copy_(round_trip(part, spec, part_grid))
     return out
 
 
@@ -143,17 +147,24 @@ def rows_of(grid: Grid, start: int, stop: int) -> Grid:
     return Grid(*(t if t.shape[0] == 1 else t[start:stop] for t in grid))
 
 
-def round_trip(x: Tensor, spec: TensorSpec, grid: Grid) -> Tensor:
-    """To levels and back, of what the grid broadcasts against, in one temporary tensor."""
-    q = _levels(x, spec, grid).to(grid.scale.dtype)
+def round_trip(x: Tensor, spec: TensorSpec, grid: Grid, *, out: Tensor | None = None) -> Tensor:
+    """To levels and back, of what the grid broadcasts against.
+
+    Args:
+        x: In the layout of `by_group`.
+        spec: How it is quantized.
+        grid: The levels.
+        out: Tensor of the same shape that takes the result and all steps before it; a new one by default. Its dtype is that of x and scale.
+    """
+    q = _levels(x, spec, grid, out=out).to(grid.scale.dtype)
     if not spec.symmetric:
         q.sub_(grid.zero_point)
     return q.mul_(grid.scale)
 
 
-def _levels(x: Tensor, spec: TensorSpec, grid: Grid) -> Tensor:
+def _levels(x: Tensor, spec: TensorSpec, grid: Grid, *, out: Tensor | None = None) -> Tensor:
     """The level of every value, as floats."""
-    q = x / grid.scale
+    q = torch.div(x, grid.scale, out=out)
     if not spec.symmetric:
         q.add_(grid.zero_point)
     return round_(q, spec.format)
