@@ -3,7 +3,7 @@
 import pytest
 
 from skerry.claims import list_claims, stages_of
-from skerry.claims.costs import integer_bits, is_clipping, is_os_plus, is_per_tensor, together
+from skerry.claims.costs import integer_bits, is_per_tensor, os_plus, plain_of, together
 from skerry.claims.effects import CONSTANT, EQUAL_ENERGY, EQUALLY_MANY, REMOVED
 from skerry.claims.stages import STAGES, command_of, stage_of
 from skerry.run.tables import TABLES
@@ -32,9 +32,12 @@ def method(name, scheme, change, *, half=0.005, outcome="loss", seed=0):
 def test_a_run_without_the_stage_says_which_command_measures_it(identifier):
     found = verdict(identifier, evidence())
     assert found.verdict == "not applicable" and found.why.startswith("needs the table")
-    command = {"4.1b": "skerry scan"}.get(
-        identifier, "skerry tame" if identifier[0] == "5" else "skerry impact"
-    )
+    own = {
+        "4.1b": "skerry scan",
+        "4.3a-q": "skerry claims --only '4.3*'",
+        "4.3b-q": "skerry claims --only '4.3*'",
+    }
+    command = own.get(identifier, "skerry claims --only '5.*'" if identifier[0] == "5" else "skerry impact")
     assert f"`{command}`" in found.why
 
 
@@ -55,7 +58,7 @@ def test_each_claim_asks_only_for_the_stages_that_measure_its_tables():
     assert stages_of(["4.3a-q"]) == {"lifecycle", "impact_removal"}
     assert all(set(tables) <= set(TABLES) for tables in STAGES.values())
     assert [command_of(t) for t in ("sites", "effects", "clipping", "methods")] == [
-        "skerry scan", "skerry trace", "skerry impact", "skerry tame",
+        "skerry scan", "skerry trace", "skerry impact", "skerry claims --only '5.*'",
     ]  # fmt: skip
     assert stage_of("pruning") == "impact_pruning"
 
@@ -87,10 +90,17 @@ def test_quantization_fails_where_outliers_stretch_the_range_and_cause_the_damag
     assert verdict("4.1a", catastrophe(levels=0.6)).verdict == "refuted"
 
 
-def test_without_a_range_per_tensor_the_catastrophe_was_not_measured():
-    tables = {"quantization_grid": [grid("w4a8", 1.0), grid("w8a8", 1.0)], "quantization_sites": []}
-    found = verdict("4.1a", evidence(tables))
-    assert found.verdict == "not applicable" and "--schemes w8a8-tensor" in found.why
+def test_a_range_per_token_can_support_the_catastrophe_and_not_refute_it():
+    def told(damage):
+        sites = [priced(n, "mlp.in", 0.2, 0.01, scheme="w8a8") for n in range(4)]
+        tables = {"quantization_grid": [grid("w8a8", damage)], "quantization_sites": sites}
+        return verdict("4.1a", evidence(tables))
+
+    assert told(1.0).verdict == "supported"
+    gentle = told(0.001)
+    assert gentle.verdict == "inconclusive" and "which is coarser, was not measured" in gentle.why
+    none = verdict("4.1a", evidence({"quantization_grid": [grid("w4a8", 1.0)], "quantization_sites": []}))
+    assert none.verdict == "not applicable" and "w8a8-tensor" in none.why
 
 
 def test_damage_that_no_single_input_does_leaves_the_cause_open():
@@ -165,7 +175,7 @@ def test_removal_is_judged_in_the_quantized_model_as_in_the_float_one():
     assert verdict("4.3b-q", removal(4.0, 3.9, 0.01, 0.5)).verdict == "refuted"
 
 
-def equal(error=1e-15, *, added=0, seconds=1.0, name="os-plus", more=0):
+def equal(error=1e-15, *, added=0, seconds=1.0, name="os+", more=0):
     checks = [
         {"method": name, "check": "float64", "error": error, "bound": 1e-10, "dtype": "float64", "num_tokens": 64},
         {"method": name, "check": "stored", "error": 1e-7, "bound": 2e-6, "dtype": "float32", "num_tokens": 64},
@@ -182,7 +192,7 @@ def test_equivalence_and_overhead_must_both_hold():
     assert verdict("5.2a", equal(seconds=1.5)).verdict == "refuted"
     assert verdict("5.2a", equal(seconds=1.1)).verdict == "inconclusive"
     other = verdict("5.2a", equal(name="rotate"))
-    assert other.verdict == "not applicable" and "skerry tame --methods os-plus" in other.why
+    assert other.verdict == "not applicable" and "skerry claims --only '5.*'" in other.why
     without = evidence({"equivalence": equal().rows("equivalence")})
     assert verdict("5.2a", without).verdict == "inconclusive"
 
@@ -210,7 +220,7 @@ def test_eight_and_six_bits_must_both_be_nearly_lossless():
     only = verdict("5.2b", tamed(0.001, None))
     assert only.verdict == "inconclusive" and "6 bits not measured" in only.why
     none = verdict("5.2b", evidence({"methods": [method("awq", "w8a8", 0.1)]}))
-    assert none.verdict == "not applicable" and "--methods os-plus" in none.why
+    assert none.verdict == "not applicable" and "--only '5.*'" in none.why
     assert (
         "distance, of the last hidden states" in verdict("5.2b", tamed(0.001, 0.01, outcome="distance")).why
     )
@@ -247,10 +257,18 @@ def test_schemes_are_read_by_what_they_do(scheme, bits, per_tensor):
     assert integer_bits(scheme) == bits and is_per_tensor(scheme) is per_tensor
 
 
-def test_methods_are_known_by_their_names():
-    assert all(is_os_plus(name) for name in ("os+", "OS+", "os-plus", "osplus", "os_plus"))
-    assert not any(is_os_plus(name) for name in ("os+,gptq", "smoothquant", "os"))
-    assert is_clipping("clip") and not is_clipping("clip,gptq") and not is_clipping("rtn")
+def test_os_plus_counts_as_published_where_it_was_measured():
+    assert os_plus(["rtn", "os+", "os+published"]) == "os+published" and os_plus(["os+"]) == "os+"
+    assert os_plus(["os+,gptq", "smoothquant"]) is None
+    costs = (("os+", 0.001), ("os+published", 0.3))
+    rows = [method(name, s, c) for s in ("w8a8", "w6a6") for name, c in costs]
+    found = verdict("5.2b", evidence({"methods": rows}))
+    assert found.verdict == "refuted" and found.why.startswith("Damage with os+published")
+    assert "With os+: w8a8 0.001" in found.why
+    assert plain_of([], "w8a8") is None
+
+
+def test_an_interval_of_seeds_reaches_to_the_outermost_ends():
     assert together([verdict_interval(0.0), verdict_interval(1.0)]).low == -0.1
 
 

@@ -16,8 +16,9 @@ import math
 
 from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict, all_of
-from skerry.claims.costs import is_os_plus
+from skerry.claims.costs import os_plus
 from skerry.claims.evidence import Evidence, Row
+from skerry.claims.stages import command_of
 from skerry.claims.statistics import mean_over
 from skerry.claims.words import counted, number, span
 
@@ -26,21 +27,21 @@ SAME_TIME, SLOWER = 1.05, 1.25
 
 def judge(evidence: Evidence) -> Judged:
     """See the module."""
-    checks = [r for r in evidence.rows("equivalence") if is_os_plus(r["method"]) and r["error"] is not None]
-    if not checks:
+    every = [r for r in evidence.rows("equivalence") if r["error"] is not None]
+    name = os_plus(r["method"] for r in every)
+    if name is None:
         raise NotApplicable(
-            "the equivalence of OS+ was not measured; `skerry tame --methods os-plus` measures it"
+            f"the equivalence of OS+ was not measured; `{command_of('equivalence')}` measures it"
         )
+    checks = [r for r in every if r["method"] == name]
     equal: Verdict = (
         "supported" if all(r["bound"] is not None and r["error"] <= r["bound"] for r in checks) else "refuted"
     )
     told = "; ".join(
         f"{r['check']} {number(r['error'])} (bound {number(r['bound'])}, {r['dtype']})" for r in checks
     )
-    why = f"Relative error of the outputs: {told}."
-    times = (
-        [r for r in evidence.rows("overhead") if is_os_plus(r["method"])] if evidence.has("overhead") else []
-    )
+    why = f"{name}: relative error of the outputs: {told}."
+    times = [r for r in evidence.rows("overhead") if r["method"] == name] if evidence.has("overhead") else []
     if not times:
         return Judged(
             all_of([equal, "inconclusive"]), f"{why} The time of a forward was not measured.", None, None

@@ -2,8 +2,8 @@
 
     change = damage of the model tamed by OS+ and quantized - damage of the original             bar 0.02
 
-Both weights and inputs have the bits; every scheme of 8 and of 6 bits that was measured counts, and both numbers of bits must be there. 0.02
-nats is a perplexity 2 % up. What the same schemes cost without any method is told with it: where plain rounding is as near, OS+ is not why.
+Both weights and inputs have the bits; every scheme of 8 and of 6 bits that was measured counts, and both numbers of bits must be there. OS+
+counts as its authors publish it, where that was measured. 0.02 nats is a perplexity 2 % up. What the same schemes cost without any method is told with it: where plain rounding is as near, OS+ is not why.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict, all_of
 from skerry.claims.costs import (
     LOSSLESS,
+    OS_PLUS,
     Cost,
     costs,
     integer_bits,
-    is_os_plus,
+    os_plus,
     outcome_of,
     plain_of,
 )
 from skerry.claims.evidence import Evidence
+from skerry.claims.stages import command_of
 from skerry.claims.statistics import decide, opposite
 from skerry.claims.words import span
 
@@ -28,17 +30,21 @@ BITS = (8, 6)
 def judge(evidence: Evidence) -> Judged:
     """See the module."""
     every = costs(evidence)
-    found = [c for c in every if is_os_plus(c.method) and integer_bits(c.scheme) in BITS]
-    if not found:
-        raise NotApplicable(
-            "OS+ was not measured at 8 or 6 bits; `skerry tame --methods os-plus --schemes w8a8-tensor,w6a6-tensor` measures it"
-        )
+    near = [c for c in every if integer_bits(c.scheme) in BITS]
+    name = os_plus(c.method for c in near)
+    if name is None:
+        raise NotApplicable(f"OS+ was not measured at 8 or 6 bits; `{command_of('methods')}` measures it")
+    found = [c for c in near if c.method == name]
     missing = [bits for bits in BITS if all(integer_bits(c.scheme) != bits for c in found)]
     verdicts: list[Verdict] = [opposite(decide(c.change, LOSSLESS)) for c in found]
     verdicts += ["inconclusive" for _ in missing]
     effect = max((c.change for c in found), key=lambda i: i.value)
     told = "; ".join(f"{c.scheme} {span(c.change)}{_without(every, c)}" for c in found)
-    why = f"Damage ({outcome_of(evidence, 'methods')}): {told}."
+    why = f"Damage with {name} ({outcome_of(evidence, 'methods')}): {told}."
+    ours = [c for c in near if c.method in OS_PLUS and c.method != name]
+    why += (
+        f" With {ours[0].method}: {', '.join(f'{c.scheme} {span(c.change)}' for c in ours)}." if ours else ""
+    )
     why += f" {' and '.join(f'{bits} bits' for bits in missing)} not measured." if missing else ""
     return Judged(all_of(verdicts), why, effect, _figure(found, every, outcome_of(evidence, "methods")))
 

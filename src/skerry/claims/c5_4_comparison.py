@@ -15,19 +15,20 @@ from __future__ import annotations
 from skerry.causes.bootstrap import Interval
 from skerry.claims.claim import Claim, Figure, Judged, NotApplicable, Verdict, all_of
 from skerry.claims.costs import (
+    CLIPPING,
     FLOAT,
     PLAIN,
     SEVERE,
     Cost,
     costs,
-    is_clipping,
-    is_os_plus,
     of_scheme,
+    os_plus,
     outcome_of,
     plain_of,
     scheme_of,
 )
 from skerry.claims.evidence import Evidence
+from skerry.claims.stages import command_of
 from skerry.claims.statistics import decide
 from skerry.claims.words import number, span
 
@@ -39,16 +40,17 @@ REDESIGN = (
 def judge(evidence: Evidence) -> Judged:
     """See the module."""
     every = costs(evidence)
-    os_plus = [c for c in every if is_os_plus(c.method) and c.scheme != FLOAT]
-    clipping = [c for c in every if is_clipping(c.method) and c.scheme != FLOAT]
-    shared = [c.scheme for c in os_plus if of_scheme(clipping, c.scheme) is not None]
+    name = os_plus(c.method for c in every if c.scheme != FLOAT)
+    tamed = [c for c in every if c.method == name and c.scheme != FLOAT]
+    clipping = [c for c in every if c.method == CLIPPING and c.scheme != FLOAT]
+    shared = [c.scheme for c in tamed if of_scheme(clipping, c.scheme) is not None]
     if not shared:
-        absent = " and ".join(name for name, rows in (("OS+", os_plus), ("clipping", clipping)) if not rows)
+        absent = " and ".join(word for word, rows in (("OS+", tamed), ("clipping", clipping)) if not rows)
         raise NotApplicable(
-            f"{absent or 'OS+ and clipping under one scheme'} not measured; `skerry tame --methods os-plus,clip` measures both. {REDESIGN}"
+            f"{absent or 'OS+ and clipping under one scheme'} not measured; `{command_of('methods')}` measures both. {REDESIGN}"
         )
     scheme = min(shared, key=_bits)
-    ours, clipped = (of_scheme(rows, scheme) for rows in (os_plus, clipping))
+    ours, clipped = (of_scheme(rows, scheme) for rows in (tamed, clipping))
     plain = plain_of(every, scheme)
     assert ours is not None and clipped is not None
     verdicts = [

@@ -30,6 +30,12 @@ PLAIN = ("rtn", NONE)
 """Methods that do nothing before rounding; the first that was measured is what others are compared with."""
 
 
+OS_PLUS = ("os+published", "os+")
+"""OS+ as its authors publish it, and with the choices that were added here."""
+CLIPPING = "clip"
+"""The method that clips and does nothing else."""
+
+
 class Cost(NamedTuple):
     """What a method costs under a scheme.
 
@@ -92,14 +98,10 @@ def is_per_tensor(text: str) -> bool:
     return scheme is not None and scheme.inputs is not None and scheme.inputs.granularity == "tensor"
 
 
-def is_os_plus(method: str) -> bool:
-    """Whether a method is OS+ alone, however it is spelled: `os+`, `os-plus`, `osplus`."""
-    return re.sub(r"[^a-z]", "", method.lower().replace("+", "plus")) == "osplus"
-
-
-def is_clipping(method: str) -> bool:
-    """Whether a method clips and does nothing else."""
-    return "," not in method and "clip" in method.lower()
+def os_plus(methods: Iterable[str]) -> str | None:
+    """The name under which OS+ was measured: as published where it was, else as it is here; None where it was not."""
+    names = set(methods)
+    return next((name for name in OS_PLUS if name in names), None)
 
 
 def costs(evidence: Evidence) -> list[Cost]:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 COSTS = (*IMPACT_TABLES, *PRUNING_TABLES)
 TAMING = tuple(TAME_TABLES)
-ORIGINAL, NONE, FLOAT = "original", "none", "float"
-"""The untouched model in the grid, the untouched model among methods, and the changed model before quantization."""
+ORIGINAL, FLOAT = "original", "float"
+"""The untouched model in the grid, and the changed model before quantization."""
+PLAIN = ("none", "rtn")
+"""Methods that do nothing before rounding."""
 UNITS = {
     "loss": "nats per token",
     "kl": "nats per token",
@@ -46,7 +48,7 @@ class Costs:
         model: Name of the model.
         chosen: The method whose model was exported or would be; None where none was chosen.
         export: What was written, as plain values; None without an export.
-        corpus: The text that was read.
+        document: What `tame.json` says; empty without it.
     """
 
     rows: Mapping[str, list[Row]]
@@ -54,8 +56,7 @@ class Costs:
     model: str = ""
     chosen: str | None = None
     export: Mapping[str, Any] | None = None
-    corpus: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    document: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> list[Row]:
         return self.rows.get(name, [])
@@ -134,7 +135,7 @@ class Costs:
         out: dict[str, dict[str, list[Row]]] = {}
         for r in self["methods"]:
             out.setdefault(r["scheme"], {}).setdefault(r["method"], []).append(r)
-        return {s: dict(sorted(found.items(), key=lambda item: item[0] != NONE)) for s, found in out.items()}
+        return {s: dict(sorted(found.items(), key=lambda item: item[0] not in PLAIN)) for s, found in out.items()}
 
     @cached_property
     def schemes(self) -> list[str]:
@@ -277,8 +278,7 @@ def costs_from_tables(
         model=f.tidy(model or str(name)),
         chosen=None if chosen is None else str(chosen),
         export=told.get("export"),
-        corpus=f.tidy(str(told.get("corpus") or "")),
-        facts=card if isinstance(card, Mapping) else {},
+        document=told,
     )
 
 
