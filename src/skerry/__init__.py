@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audit",
     "Claims",
+    "Impact",
     "Scan",
     "Trace",
     "__version__",
@@ -26,6 +27,7 @@ __all__ = [
     "audit",
     "claims",
     "clip",
+    "impact",
     "open_run",
     "replace",
     "resample",
@@ -40,8 +42,8 @@ _INTERVENTIONS = ("clip", "replace", "resample", "scale", "set_mean", "zero")
 _ABLATIONS = ("ablate_channel", "ablate_head", "ablate_sink", "ablate_weight")
 
 if TYPE_CHECKING:
-    from skerry.answers import Audit, Claims, Scan, Trace
-    from skerry.api import audit, claims, open_run, scan, tame, trace
+    from skerry.answers import Audit, Claims, Impact, Scan, Trace
+    from skerry.api import audit, claims, impact, open_run, scan, tame, trace
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
 

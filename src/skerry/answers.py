@@ -114,6 +114,34 @@ class Trace(Scan):
         return f"<Trace of {self.summary.model.name}: {len(self.carriers)} outliers of the residual stream; .carriers, .table(name), .run>"
 
 
+class Impact(Scan):
+    """A scan whose model was quantized, clipped and pruned to see what it costs."""
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """All costs as plain values: the grid of schemes, every site, clipping, pruning."""
+        return json.loads(self.run.text("impact.json"))
+
+    @property
+    def grid(self) -> list[dict[str, Any]]:
+        """The whole model under every scheme; the original first."""
+        return self.document.get("quantization_grid", [])
+
+    @property
+    def sites(self) -> list[dict[str, Any]]:
+        """Every place quantized alone, the most expensive first."""
+        rows = self.document.get("quantization_sites", [])
+        return sorted(rows, key=lambda r: -(r["change"] or 0.0))
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, and why."""
+        return self.document["notes"]
+
+    def __repr__(self) -> str:
+        return f"<Impact of {self.summary.model.name}: {len(self.grid)} schemes, {len(self.sites)} places priced; .grid, .sites, .table(name), .run>"
+
+
 class Claims(Scan):
     """Verdicts on published statements about one model.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry.answers import Audit, Claims, Scan, Tame, Trace
+from skerry.answers import Audit, Claims, Impact, Scan, Tame, Trace
 from skerry.outliers.finding import Summary
 from skerry.outliers.options import DEFAULT_FOLDER, Options
 from skerry.run import POINTER, Progress, Run
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from skerry.anatomy.seams import Seam
     from skerry.causes.trace import TraceOptions
+    from skerry.impact.impact import ImpactOptions
 
 
 def scan(
@@ -162,6 +163,58 @@ def _traced(model: Any, data: Any, options: Options, wanted: TraceOptions, progr
     return measure(model, data, options, wanted, progress, asked=keys[0], asked_trace=keys[1])
 
 
+def impact(
+    model: str | Path | nn.Module | None = None,
+    data: str | Path | Iterable[Any] | None = None,
+    *,
+    schemes: Iterable[str] | None = None,
+    site_schemes: Iterable[str] | None = None,
+    grid: bool = True,
+    per_site: bool = True,
+    clipping: bool = True,
+    pruning: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Impact:
+    """Price what outliers cost: quantization of the whole model and of every place alone, clipping, pruning.
+
+    Args:
+        model: As for `scan`; a module is left as it was.
+        data: As for `scan`.
+        schemes: Of the whole model, e.g. `["w8a8", "w4a16-g128"]`; the usual ones when None. `skerry.impact.scheme` tells the language.
+        site_schemes: Under which every place is priced; `w8a8-tensor` and `w4a4` when None.
+        grid: Price the whole model.
+        per_site: Price every place alone.
+        clipping: Clip at quantiles, beside a control.
+        pruning: Prune by magnitude, Wanda, OWL and SparseGPT, beside a control.
+        progress: Told how far it is.
+        options: Those of `scan`.
+
+    Raises:
+        SkerryError: What was wrong, what was expected, what to do.
+    """
+    from skerry.impact.impact import ImpactOptions
+
+    wanted = ImpactOptions(_words(schemes), _words(site_schemes), grid, per_site, clipping, pruning)
+    return Impact(_priced(model, data, _options(options), wanted, progress))
+
+
+def _words(words: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if words is None else (words,) if isinstance(words, str) else tuple(words)
+
+
+def _priced(
+    model: Any, data: Any, options: Options, wanted: ImpactOptions, progress: Progress | None
+) -> Run:
+    wanted.check()
+    keys = [_key(model, data, {**options.plain(), **more}) for more in ({}, wanted.plain())]
+    if (run := _repeat(keys[1], options.out, "impact")) is not None:
+        return run
+    from skerry.impact.impact import impact as measure
+
+    return measure(model, data, options, wanted, progress, asked=keys[0], asked_impact=keys[1])
+
+
 def audit(
     model: str | Path | nn.Module | None = None,
     data: str | Path | Iterable[Any] | None = None,
@@ -169,6 +222,7 @@ def audit(
     trace: bool = True,
     effects: bool = False,
     roles: bool = False,
+    impact: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Audit:
@@ -180,6 +234,7 @@ def audit(
         trace: Follow the outliers from birth to end.
         effects: Intervene along the chain too: that takes minutes.
         roles: Ask what sinks are for too: that takes minutes.
+        impact: Price quantization, clipping and pruning too: that takes minutes.
         progress: Told how far it is.
         options: Those of `scan`.
 
@@ -187,10 +242,15 @@ def audit(
         SkerryError: What was wrong, what was expected, what to do.
     """
     if not (trace or effects or roles):
-        return Audit(write_report(scan(model, data, progress=progress, **options).run))
-    from skerry.causes.trace import TraceOptions
+        run = scan(model, data, progress=progress, **options).run
+    else:
+        from skerry.causes.trace import TraceOptions
 
-    run = _traced(model, data, _options(options), TraceOptions(effects, roles), progress)
+        run = _traced(model, data, _options(options), TraceOptions(effects, roles), progress)
+    if impact:
+        from skerry.impact.impact import ImpactOptions
+
+        run = _priced(model, data, _options(options), ImpactOptions(), progress)
     return Audit(write_report(run))
 
 

@@ -19,6 +19,7 @@ def audit(
     trace: bool = True,
     effects: bool = False,
     roles: bool = False,
+    impact: bool = False,
 ) -> None:
     """From a model to a finished report: every systematic outlier of activations, weights and attention, and its life.
 
@@ -34,6 +35,8 @@ def audit(
         Intervene along the chain too: that takes minutes.
     roles
         Ask what attention sinks are for too: that takes minutes.
+    impact
+        Price quantization, clipping and pruning too: that takes minutes.
     """
     asked.check()
     with progress_of(asked) as progress:
@@ -45,6 +48,7 @@ def audit(
             trace=trace,
             effects=effects,
             roles=roles,
+            impact=impact,
             progress=progress,
             **asked.options(),
         )

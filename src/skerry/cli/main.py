@@ -30,6 +30,10 @@ VERBS = {
     ),
     "scan": ("skerry.cli.scan:scan", "From a model to its findings, without the report."),
     "trace": ("skerry.cli.trace:trace", "Where outliers come from, what they cause, what sinks are for."),
+    "impact": (
+        "skerry.cli.impact:impact",
+        "What it costs to quantize, clip and prune this model, and what outliers cause of it.",
+    ),
     "tame": (
         "skerry.cli.tame:tame",
         "Take away what outliers cost a quantized model, prove that it stayed the same, export it.",

@@ -1,4 +1,4 @@
-"""The stages that price what a scan found: the whole model quantized, every place alone, clipping.
+"""The stages that price what a scan found: the whole model quantized, every place alone, clipping, pruning.
 
 Each writes its tables into the run of the scan and is skipped when they are there; `impact` puts them together as one document.
 """
@@ -17,10 +17,11 @@ from torch import nn
 
 from skerry.errors import UnknownOption
 from skerry.impact.clipping import price_clipping
-from skerry.impact.document import CLIPPING_STAGE, GRID_STAGE, SITES_STAGE, impact_document
+from skerry.impact.document import CLIPPING_STAGE, GRID_STAGE, PRUNING_STAGE, SITES_STAGE, impact_document
 from skerry.impact.inputs import Split, split
 from skerry.impact.price_grid import GRID, price_grid
 from skerry.impact.price_sites import price_sites
+from skerry.impact.pruning_stage import price_pruning
 from skerry.impact.scheme import Scheme
 from skerry.impact.simulate import Simulation
 from skerry.outliers.finding import Summary
@@ -28,6 +29,7 @@ from skerry.outliers.options import Options
 from skerry.outliers.plan import Plan
 from skerry.outliers.scan import scan
 from skerry.run import Progress, Run, Silent
+from skerry.run.pruning_tables import PRUNING_TABLES
 from skerry.run.tables import from_rows
 
 # Changes whenever a stage would measure something else: old results are measured again.
@@ -46,6 +48,7 @@ class ImpactOptions:
         grid: Price the whole model.
         per_site: Price every place alone.
         clipping: Clip, beside the control.
+        pruning: Prune, and see what outliers do to the choice.
     """
 
     schemes: tuple[str, ...] | None = None
@@ -53,6 +56,7 @@ class ImpactOptions:
     grid: bool = True
     per_site: bool = True
     clipping: bool = True
+    pruning: bool = True
 
     def check(self) -> None:
         """Refuse schemes that mean nothing, before anything is loaded.
@@ -62,8 +66,8 @@ class ImpactOptions:
         """
         for text in (*self.of_model(), *self.of_sites()):
             Scheme.parse(text)
-        if not (self.grid or self.per_site or self.clipping):
-            raise UnknownOption("nothing is left to price: grid, per_site and clipping are all off")
+        if not (self.grid or self.per_site or self.clipping or self.pruning):
+            raise UnknownOption("nothing is left to price: grid, per_site, clipping and pruning are all off")
 
     def of_model(self) -> tuple[str, ...]:
         """Schemes of the whole model."""
@@ -81,6 +85,7 @@ class ImpactOptions:
             "grid": self.grid,
             "per_site": self.per_site,
             "clipping": self.clipping,
+            "pruning": self.pruning,
         }
 
 
@@ -131,8 +136,15 @@ def impact_stages(
     plain = wanted.plain()
     stages: list[tuple[str, bool, dict[str, Any], Sequence[str], Callable[[], Mapping[str, Any]]]] = [
         (GRID_STAGE, wanted.grid, {"schemes": plain["schemes"]}, ["quantization_grid"], work.grid),
-        (SITES_STAGE, wanted.per_site, {"schemes": plain["site_schemes"]}, ["quantization_sites"], work.sites),
+        (
+            SITES_STAGE,
+            wanted.per_site,
+            {"schemes": plain["site_schemes"]},
+            ["quantization_sites"],
+            work.sites,
+        ),
         (CLIPPING_STAGE, wanted.clipping, {}, ["clipping"], work.clipping),
+        (PRUNING_STAGE, wanted.pruning, {}, list(PRUNING_TABLES), work.pruning),
     ]
     done = []
     for name, is_wanted, more, tables, do in stages:
@@ -220,6 +232,12 @@ class _Work:
             progress=self.progress,
         )
         return {"clipping": rows, "notes": self._notes()}
+
+    def pruning(self) -> dict[str, Any]:
+        inputs = [*self.inputs.calibration, *self.inputs.scoring]
+        # Few inputs calibrate and are scored: then both lists are the same.
+        inputs = self.inputs.scoring if self.inputs.note else inputs
+        return dict(price_pruning(self.anatomy, inputs, seed=self.seed, progress=self.progress))
 
 
 __all__ = ["ImpactOptions", "impact", "impact_stages"]

@@ -17,7 +17,7 @@ from skerry.impact.scheme import Scheme
 from skerry.impact.simulate import Simulation
 from skerry.run import Progress, Silent
 
-GRID = ("w8a8", "w6a6", "w4a8", "w4a4", "w4a16-g128", "kv8", "kv4")
+GRID = ("w8a8", "w8a8-tensor", "w6a6", "w4a8", "w4a4", "w4a16-g128", "kv8", "kv4")
 ORIGINAL = "original"
 Row = dict[str, Any]
 

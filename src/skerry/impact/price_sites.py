@@ -66,14 +66,16 @@ def price_sites(
         Simulation(scheme).check(anatomy, calibrated=False)
     parts = site_parts(anatomy)
     jobs = [(p, s) for p in parts for s in schemes if (s.weights if p.is_weight else s.inputs) is not None]
-    progress.start("pricing sites", len(jobs), "site")
+    num_layers = anatomy.dims.num_layers
+    # A place in an early block costs more blocks to compute, so that is what the time left is told by.
+    progress.start("pricing sites", sum(num_layers - part.layer for part, _ in jobs), "block")
     pricer = _Pricer(anatomy, batches, calibration, findings, seed)
     rows: list[Row] = []
-    for layer in range(anatomy.dims.num_layers):
+    for layer in range(num_layers):
         for part, scheme in jobs:
             if part.layer == layer:
                 rows += pricer.price(part, scheme)
-                progress.advance()
+                progress.advance(num_layers - layer)
         pricer.prefix.advance()
     progress.done()
     return rows
