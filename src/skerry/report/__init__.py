@@ -3,7 +3,11 @@
 from .claims_section import claims_section
 from .figures import figures, png
 from .html import html
+from .impact_data import costs_from_run, costs_from_tables
+from .impact_sections import impact_section
 from .notebook import notebook
+from .tame_sections import tame_html, tame_section
+from .tame_terminal import tame_terminal
 from .terminal import terminal, view
 from .trace_data import read_claims
 from .trace_figures import trace_figures, write_figures
@@ -16,13 +20,19 @@ __all__ = [
     "claims_list",
     "claims_section",
     "claims_terminal",
+    "costs_from_run",
+    "costs_from_tables",
     "figures",
     "headline",
     "html",
+    "impact_section",
     "notebook",
     "png",
     "read_claims",
     "section",
+    "tame_html",
+    "tame_section",
+    "tame_terminal",
     "terminal",
     "trace_figures",
     "trace_sections",

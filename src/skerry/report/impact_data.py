@@ -131,11 +131,20 @@ class Costs:
 
     @cached_property
     def methods(self) -> dict[str, dict[str, list[Row]]]:
-        """Rows of the outcome by scheme and method, every seed; the original first."""
+        """Rows by scheme and method, every seed, those that do nothing first; without what was refused."""
         out: dict[str, dict[str, list[Row]]] = {}
         for r in self["methods"]:
+            if r["scheme"] is None or not known(r["change"]):
+                continue
             out.setdefault(r["scheme"], {}).setdefault(r["method"], []).append(r)
-        return {s: dict(sorted(found.items(), key=lambda item: item[0] not in PLAIN)) for s, found in out.items()}
+        return {
+            s: dict(sorted(found.items(), key=lambda item: item[0] not in PLAIN)) for s, found in out.items()
+        }
+
+    @cached_property
+    def refused(self) -> list[Row]:
+        """Methods that could not be run, with the reason in their note."""
+        return [r for r in self["methods"] if not known(r["change"])]
 
     @cached_property
     def schemes(self) -> list[str]:

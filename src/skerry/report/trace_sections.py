@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import formatting as f
@@ -44,9 +44,17 @@ def trace_links(trace: Trace) -> list[tuple[str, str]]:
 def template(name: str) -> Any:
     """A template of the report, escaping everything that is not markup of our own."""
     environment = Environment(
-        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string((files("skerry.report") / "templates" / name).read_text("utf-8"))
+    return environment.get_template(name)
+
+
+def _source(name: str) -> str:
+    return (files("skerry.report") / "templates" / name).read_text("utf-8")
 
 
 def origin(trace: Trace) -> dict[str, Any] | None:
