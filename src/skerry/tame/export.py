@@ -94,9 +94,7 @@ def export(
         listener.advance()
     finally:
         listener.done()
-    return Exported(
-        out, form, files, readback, prepared.conversion_error, prepared.config_changes, notes
-    )
+    return Exported(out, form, files, readback, prepared.conversion_error, prepared.config_changes, notes)
 
 
 def _form(export: Export, form: str) -> str:

@@ -117,9 +117,13 @@ def make_plan(
         given, grid = weights.get(dense.name) or (dense.weight, observe(dense.weight, spec))
         tensors, weight = _store(given, grid, spec, dtype, packed=packed)
         # What was found elsewhere may differ from what is stored by the rounding of its scale to the model's type, and by nothing else.
-        near = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0.0}
-        if dense.name in weights and not torch.allclose(weight.double(), given.double(), **near):
-            raise NotPossible(f"the quantized weight of {dense.name} does not lie on its grid, so no level stands for it")
+        rounding = 4 * torch.finfo(dtype).eps
+        if dense.name in weights and not torch.allclose(
+            weight.double(), given.double(), rtol=rounding, atol=0.0
+        ):
+            raise NotPossible(
+                f"the quantized weight of {dense.name} does not lie on its grid, so no level stands for it"
+            )
         inputs = None
         if scheme.inputs is not None and not scheme.inputs.dynamic:
             inputs = _static_inputs(dense.name, input_grids, dtype)
@@ -278,7 +282,12 @@ def pack(levels: Int[Tensor, "row column"], bits: int) -> Int[Tensor, "row word"
 
 
 def _refuse_maps(
-    maps: list[Dense], wanted: frozenset[str] | None, weights: Mapping[str, Any], spec: TensorSpec, *, packed: bool
+    maps: list[Dense],
+    wanted: frozenset[str] | None,
+    weights: Mapping[str, Any],
+    spec: TensorSpec,
+    *,
+    packed: bool,
 ) -> None:
     known = {d.name for d in maps}
     if strange := sorted((set(wanted or ()) | set(weights)) - known):
@@ -340,9 +349,13 @@ def _static_inputs(name: str, grids: Mapping[str, Grid], dtype: torch.dtype) -> 
 def _config(anatomy: Anatomy, scheme: Scheme, quantized: set[str]) -> dict[str, Any]:
     w, x = scheme.weights, scheme.inputs
     assert w is not None
-    layout = "float-quantized" if not w.format.is_integer else "pack-quantized" if x is None else "int-quantized"
+    layout = (
+        "float-quantized" if not w.format.is_integer else "pack-quantized" if x is None else "int-quantized"
+    )
     ignore = [
-        name for name, m in anatomy.model.named_modules() if isinstance(m, nn.Linear) and name not in quantized
+        name
+        for name, m in anatomy.model.named_modules()
+        if isinstance(m, nn.Linear) and name not in quantized
     ]
     # Experts become Linear modules on disk, so that a class name would mean them too.
     targets = sorted(quantized) if anatomy.experts else ["Linear"]

@@ -64,7 +64,7 @@ def make_shell(
         UnknownOption: No such model type.
     """
     _check_kind(model)
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)
     config._name_or_path = ""
     changes = dict(config_changes or {})
@@ -229,6 +229,8 @@ def _become(model: Any, config: Any, model_type: str) -> tuple[Any, Any, dict[st
 
 def _is_inert(key: str, value: Any) -> bool:
     if value is None or value is False:
+        return True
+    if "dropout" in key:  # no part of evaluation
         return True
     if key == "layer_types":
         return set(value) <= {"full_attention"}

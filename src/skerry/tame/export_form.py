@@ -78,7 +78,7 @@ def in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     model = copy.deepcopy(model)
     saved = {t.data_ptr() for t in model.state_dict().values()}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for parameter in module._parameters.values():
             if parameter is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
         for name, buffer in module._buffers.items():
@@ -91,8 +91,3 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer beside its model."""
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file."""
-    path.write_text(text, encoding="utf-8")

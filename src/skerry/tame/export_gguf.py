@@ -102,10 +102,11 @@ def _shell(export: Export) -> tuple[Shell, _Layout]:
     """
     from gguf import MODEL_ARCH_NAMES
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, LlamaTensorProcessor
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = export.model.config
+    config: Any = export.model.config
+    known: dict[str, dict[str, Any]] = GGUF_CONFIG_MAPPING  # type: ignore[assignment]
     own = export.becomes or getattr(config, "model_type", "")
     named = set(MODEL_ARCH_NAMES.values())
     plain = [
@@ -126,9 +127,7 @@ def _shell(export: Export) -> tuple[Shell, _Layout]:
             if name in (own, candidates[0]):
                 why = str(error)
             continue
-        header = {
-            key: setting for key, setting in GGUF_CONFIG_MAPPING[name].items() if setting not in (None, -1)
-        }
+        header = {key: setting for key, setting in known[name].items() if setting not in (None, -1)}
         return shell, _Layout(name, header, TENSOR_PROCESSORS.get(name) is LlamaTensorProcessor)
     raise NotPossible(f"{type(export.model).__name__} cannot be exported to GGUF: {why}")
 
@@ -162,9 +161,7 @@ def _named_tensors(shell: Shell, layout: _Layout) -> dict[str, Tensor]:
     # What a reader builds from the header: a bias that it does not foresee would be dropped.
     settings = {s: getattr(config, s, None) for s in layout.header.values() if s != _ROPE}
     with torch.device("meta"), hushed():
-        foreseen = {
-            key: t.shape for key, t in type(model)(type(config)(**settings)).state_dict().items()
-        }
+        foreseen = {key: t.shape for key, t in type(model)(type(config)(**settings)).state_dict().items()}
     heads = _heads(config) if layout.interleaved else {}
     found: dict[str, Tensor] = {}
     for name, t in model.state_dict().items():
@@ -240,7 +237,7 @@ def _rounded(
     with torch.no_grad():
         for name, place in state.items():
             new = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if new not in tensors:  # a tied head follows its embedding
+            if new is None or new not in tensors:  # a tied head follows its embedding
                 continue
             data, kind = tensors[new]
             values = torch.from_numpy(np.array(quants.dequantize(data, kind), dtype=np.float32))

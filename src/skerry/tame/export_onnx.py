@@ -98,7 +98,9 @@ def _write(model: nn.Module, ids: Tensor, path: Path) -> None:
         if is_full(error):
             raise
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter's own words say which step failed, the cause says why
+        while (
+            cause.__cause__ is not None
+        ):  # the exporter's own words say which step failed, the cause says why
             cause = cause.__cause__
         raise NotPossible(
             f"torch cannot turn {type(model).__name__} into an ONNX graph: {one_line(cause)}"

@@ -112,7 +112,7 @@ def outputs_of(
 
 
 def relative_error(theirs: Float[Tensor, "*axes"], ours: Float[Tensor, "*axes"]) -> float:
-    """max |theirs - ours| / max |ours|; infinite where either holds a NaN."""
+    """Largest |theirs - ours| by the largest |ours|; infinite where either holds a NaN."""
     difference = float((theirs.double() - ours.double()).abs().max())
     largest = float(ours.double().abs().max())
     relative = difference / largest if largest else difference
@@ -179,7 +179,12 @@ def read_back(
 
 
 def _run(command: Sequence[str], place: Path, timeout_seconds: float) -> dict[str, Any]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     try:
         done = subprocess.run(
             command, cwd=place, env=environment, capture_output=True, text=True, timeout=timeout_seconds
