@@ -56,7 +56,7 @@ def _of_kind(value: Any, default: Any, where: str) -> Any:
     return value
 
 
-def check_between(value: float, low: float, high: float, where: str) -> float:
+def check_between(value: float | int, low: float | int, high: float | int, where: str) -> float | int:
     """The value, if it lies between two numbers.
 
     Raises:
