@@ -79,8 +79,7 @@ def clipping(outcome="loss"):
             change = top * share**0.25
             base = {"site": place, "quantile": q, "threshold": 2.0 / (1 - q) ** 0.2, "share_clipped": share, "outcome": outcome, "num_samples": 32}  # fmt: skip
             rows.append({**base, "control": False, "draw": None, "change": change, "ci_low": change * 0.95, "ci_high": change * 1.05})  # fmt: skip
-            for draw in range(3):
-                rows.append({**base, "control": True, "draw": draw, "change": 0.6 * share**0.6 * (1 + 0.3 * draw), "ci_low": 0.0, "ci_high": 1.0})  # fmt: skip
+            rows += [{**base, "control": True, "draw": n, "change": 0.6 * share**0.6 * (1 + 0.3 * n), "ci_low": 0.0, "ci_high": 1.0} for n in range(3)]  # fmt: skip
     return rows
 
 

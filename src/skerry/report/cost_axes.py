@@ -69,7 +69,7 @@ def symlog(values: Iterable[float | int | None], start: float | int, end: float 
     )
 
 
-def _ticks(low: float, high: float, bend: float, length: float) -> list[float]:
+def _ticks(low: float | int, high: float | int, bend: float | int, length: float | int) -> list[float]:
     powers = [bend * 10.0**k for k in range(12)]
     both = [0.0, *(p for p in powers if p <= high), *(-p for p in powers if -p >= low)]
     ticks: list[float] = []
@@ -90,7 +90,13 @@ def dot(x: float | int, y: float | int, series: int) -> str:
     return f'<path class="m q{n}" d="{SHAPES[n]}" transform="translate({x:.1f},{y:.1f})"/>'
 
 
-def path(points: Sequence[tuple[float, float]], series: int) -> str:
+def short_name(words: str, limit: int) -> str:
+    """A name on one line, without control characters, at most so many letters."""
+    told = f.tidy(words)
+    return told if len(told) <= limit else told[: limit - 1] + "…"
+
+
+def path(points: Sequence[tuple[float | int, float | int]], series: int) -> str:
     """The line of a series."""
     told = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline class="s q{min(series, SERIES - 1)}" points="{told}"/>'
@@ -100,7 +106,7 @@ def key(names: Sequence[str], y: float | int, width: float | int, body: list[str
     """Draw what each series is, wrapped to the width; the height behind it."""
     x, y = 0.0, float(y)
     for i, name in enumerate(names):
-        label = f.visible(name, limit=40)
+        label = short_name(name, 40)
         long = 26 + 6.1 * len(label)
         if x and x + long > width:
             x, y = 0.0, y + 16
@@ -110,7 +116,12 @@ def key(names: Sequence[str], y: float | int, width: float | int, body: list[str
 
 
 def rule(
-    axis: Axis, *, x: tuple[float, float], y: tuple[float, float], body: list[str], vertical: bool
+    axis: Axis,
+    *,
+    x: tuple[float | int, float | int],
+    y: tuple[float | int, float | int],
+    body: list[str],
+    vertical: bool,
 ) -> None:
     """Grid lines and names of the ticks: of a vertical axis at the left of `x`, of a horizontal one under `y`."""
     for t in axis.ticks:

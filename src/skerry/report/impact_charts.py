@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from . import charts
 from . import formatting as f
-from .cost_axes import dot, key, path, rule, symlog
+from .cost_axes import dot, key, path, rule, short_name, symlog
 from .impact_data import Costs, change, place, unit
 from .lifecycle import picture
 from .trace_data import Row, known
@@ -26,7 +26,7 @@ def grid_chart(costs: Costs) -> str:
     body = [charts.text(0, 12, _title("Damage of the whole model quantized", costs), cls="ct")]
     top, y = 24.0, 24.0
     for r in rows:
-        body.append(charts.text(label, y + 12, f.visible(r["scheme"], limit=20), cls="n", anchor="end"))
+        body.append(charts.text(label, y + 12, short_name(r["scheme"], 20), cls="n", anchor="end"))
         body += _whisker(r, x.at, y + 8)
         body += [
             dot(x.at(r["change"]), y + 8, 0),
@@ -49,7 +49,7 @@ def _title(words: str, costs: Costs) -> str:
     return f"{words}, {unit(costs.damage)}" if costs.damage == "loss" else f"{words} ({costs.damage})"
 
 
-def _whisker(r: Row, at: object, y: float) -> list[str]:
+def _whisker(r: Row, at: object, y: float | int) -> list[str]:
     if not (known(r["ci_low"]) and known(r["ci_high"])):
         return []
     return [charts.line(at(r["ci_low"]), y, at(r["ci_high"]), y, "whisker")]  # type: ignore[operator]
@@ -64,11 +64,11 @@ def sites_chart(costs: Costs) -> str:
     label, right = 132.0, WIDTH - 6
     x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, right - 116)
     body = [charts.text(0, 12, _title("Damage of one site quantized alone", costs), cls="ct")]
-    y = key_of_shares(28, body)
+    y = key_of_shares(28.0, body)
     top = y
     for r in rows:
         name = place(r) if len(schemes) == 1 else f"{place(r)} {r['scheme']}"
-        body.append(charts.text(label, y + 12, f.visible(name, limit=22), cls="n", anchor="end"))
+        body.append(charts.text(label, y + 12, short_name(name, 22), cls="n", anchor="end"))
         start, end = x.at(0), x.at(r["change"])
         body.append(_bar(start, end, y + 3, 11, "u"))
         for share, at, cls in ((r["share_channels"], y + 3, "o"), (r["share_tokens"], y + 8.5, "neg")):
@@ -92,7 +92,7 @@ def sites_chart(costs: Costs) -> str:
     )
 
 
-def key_of_shares(y: float, body: list[str]) -> float:
+def key_of_shares(y: float | int, body: list[str]) -> float:
     """What the colours of a bar mean."""
     x = 0.0
     for cls, words in (
@@ -105,7 +105,7 @@ def key_of_shares(y: float, body: list[str]) -> float:
     return y + 6
 
 
-def _bar(start: float, end: float, y: float, height: float, cls: str) -> str:
+def _bar(start: float | int, end: float | int, y: float | int, height: float | int, cls: str) -> str:
     a, b = sorted((start, end))
     return f'<rect class="{cls}" x="{a:.1f}" y="{y:.1f}" width="{max(0.8, b - a):.1f}" height="{height}"/>'
 
@@ -172,7 +172,7 @@ def place_name(site: str) -> str:
     return _NAMES.get(site, f.tidy(site))
 
 
-def share_words(x: float) -> str:
+def share_words(x: float | int) -> str:
     """A share as per cent, however small."""
     return f"{f.number(100 * x, digits=2)} %"
 
@@ -223,13 +223,13 @@ def pruning_chart(costs: Costs) -> str:
     )
 
 
-def _linear(low: float, high: float, start: float, end: float) -> charts.Scale:
+def _linear(low: float | int, high: float | int, start: float | int, end: float | int) -> charts.Scale:
     if low == high:
         return lambda v: (start + end) / 2
     return lambda v: start + (v - low) / (high - low) * (end - start)
 
 
-def conflict_chart(rows: Sequence[tuple[str, float, float | None, float | None]]) -> str:
+def conflict_chart(rows: Sequence[tuple[str, float | None, float | None, float | None]]) -> str:
     """What each method keeps at one sparsity: outlier weights and weights in outlier channels, beside the share that all weights keep.
 
     Args:
@@ -243,7 +243,7 @@ def conflict_chart(rows: Sequence[tuple[str, float, float | None, float | None]]
     top = key(["outlier weights", "weights in outlier channels", "all others"], 30, WIDTH, body) + 2
     y = top
     for method, rest, outliers, channels in rows:
-        body.append(charts.text(label, y + 13, f.visible(method, limit=20), cls="n", anchor="end"))
+        body.append(charts.text(label, y + 13, short_name(method, 20), cls="n", anchor="end"))
         shown = [(v, i) for i, v in enumerate((outliers, channels, rest)) if known(v) and v is not None]
         if len(shown) > 1:
             ends = [x(v) for v, _ in shown]

@@ -238,7 +238,7 @@ def change(row: Mapping[str, Any]) -> str:
 def place(row: Mapping[str, Any]) -> str:
     """`3.mlp.down.in`, `3.w.down[5]`."""
     expert = f"[{row['expert']}]" if row.get("expert") is not None else ""
-    return f"{row['layer']}.{row['site']}{expert}"
+    return f"{row['layer']}.{f.tidy(str(row['site']))}{expert}"
 
 
 def unit(outcome: str) -> str:
@@ -247,6 +247,9 @@ def unit(outcome: str) -> str:
 
 
 def _clean(value: Any) -> Any:
+    """NaN as null; words on one line and without control characters, since every face shows them."""
+    if isinstance(value, str):
+        return f.tidy(value)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -285,7 +288,7 @@ def costs_from_tables(
         rows=rows,
         notes=tuple(dict.fromkeys(f.tidy(n) for n in every)),
         model=f.tidy(model or str(name)),
-        chosen=None if chosen is None else str(chosen),
+        chosen=None if chosen is None else f.tidy(str(chosen)),
         export=told.get("export"),
         document=told,
     )

@@ -52,7 +52,7 @@ def costs_view(costs: Costs) -> dict[str, Any]:
         "grid_head": drop_empty(GRID_HEAD, grid_rows(costs))[0],
         "grid": drop_empty(GRID_HEAD, grid_rows(costs))[1],
         "grid_notes": [
-            f"{r['scheme']}: {f.tidy(r['note'])}" for r in costs["quantization_grid"] if r["note"]
+            f"{f.tidy(r['scheme'])}: {f.tidy(r['note'])}" for r in costs["quantization_grid"] if r["note"]
         ],
         "sites_chart": Markup(impact_charts.sites_chart(costs)),
         "site_head": SITE_HEAD,
@@ -91,7 +91,7 @@ def _grid_words(costs: Costs) -> str:
     start = ""
     if clean is not None and known(clean["perplexity"]):
         start = f"Untouched, the perplexity is {f.number(clean['perplexity'])}. "
-    told = f.listing([f"{r['scheme']} {change(r)}" for r in costs.grid], limit=8)
+    told = f.listing([f"{f.tidy(r['scheme'])} {change(r)}" for r in costs.grid], limit=8)
     return f"{start}Quantizing the whole model changes the {costs.damage} ({UNITS[costs.damage]}) by: {told}."
 
 
@@ -102,7 +102,7 @@ def _site_words(costs: Costs) -> str:
     if not rows:
         return "No single site costs anything that is beyond its interval."
     r = rows[0]
-    text = f"The most expensive single site is {place(r)} under {r['scheme']}: {change(r)}"
+    text = f"The most expensive single site is {place(r)} under {f.tidy(r['scheme'])}: {change(r)}"
     parts = [
         f"{f.percent(share)} of it is gone with the outlier {what} in full precision"
         for share, what in ((r["share_channels"], "channels"), (r["share_tokens"], "tokens"))

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from . import charts
 from . import formatting as f
-from .cost_axes import dot, key, path, rule, symlog
+from .cost_axes import dot, key, path, rule, short_name, symlog
 from .heat import NUM_STEPS
-from .impact_charts import WIDTH
 from .impact_data import FLOAT, Costs, change, unit
 from .lifecycle import picture
 from .trace_data import Row, known
 
+WIDTH = 352.0
+"""Three stand in a row."""
 _MOST_CHANNELS, _MOST_LAYERS, _MOST_METHODS = 64, 48, 8
 
 
@@ -30,7 +31,7 @@ def ranges_chart(costs: Costs, seam: str | None = None) -> str:
     rows.sort(key=lambda r: -max(abs(r["low_before"]), abs(r["high_before"])))
     rows = rows[:_MOST_CHANNELS]
     left, right, height = 56.0, WIDTH - 6, 270.0
-    body = [charts.text(0, 12, f"Range of each channel at {f.visible(rows[0]['seam'], limit=30)}", cls="ct")]
+    body = [charts.text(0, 12, f"Range of each channel at {short_name(rows[0]['seam'], 30)}", cls="ct")]
     body += [
         '<rect class="before" x="0" y="21" width="9" height="10"/>', charts.text(14, 30, "before", cls="t r"),
         '<rect class="after" x="70" y="21" width="9" height="10"/>', charts.text(84, 30, "after", cls="t r"),
@@ -51,11 +52,12 @@ def ranges_chart(costs: Costs, seam: str | None = None) -> str:
             body.append(
                 f'<rect class="{cls}" x="{x - w / 2:.1f}" y="{a:.1f}" width="{w:.1f}" height="{max(1.0, b - a):.1f}" data-tip="{tip}"/>'
             )
-    shown = [i for i in range(len(rows)) if i < 3] if step < 22 else range(len(rows))
-    for i in shown if step >= 22 else ():
-        body.append(
-            charts.text(left + (i + 0.5) * step, bottom + 14, str(rows[i]["channel"]), anchor="middle")
-        )
+
+    if step >= 22:
+        body += [
+            charts.text(left + (i + 0.5) * step, bottom + 14, str(r["channel"]), anchor="middle")
+            for i, r in enumerate(rows)
+        ]
     first = ", ".join(str(r["channel"]) for r in rows[:4])
     words = "channel" if step >= 22 else f"channels, the widest before first ({first}, …)"
     body.append(charts.text((left + right) / 2, bottom + 30, words, anchor="middle", cls="t l"))
@@ -143,14 +145,22 @@ def _tip(rows: Sequence[Row], column: str, name: str) -> str:
     return f"{r['seam']}: range {f.number(r[column])} {name}"
 
 
-def heat_step(value: float, low: float, high: float) -> int:
+def heat_step(value: float | int, low: float | int, high: float | int) -> int:
     """Step of the colour scale: logarithmic from the smallest range to the largest."""
     if not value > 0 or not high > low:
         return 0
     return min(NUM_STEPS - 1, max(0, int(math.log(value / low) / math.log(high / low) * (NUM_STEPS - 0.001))))
 
 
-def _cell(x: float, y: float, cell: float, value: float, low: float, high: float, tip: str) -> str:
+def _cell(
+    x: float | int,
+    y: float | int,
+    cell: float | int,
+    value: float | int,
+    low: float | int,
+    high: float | int,
+    tip: str,
+) -> str:
     step = heat_step(value, low, high)
     box = f'<rect class="heat{step}" x="{x + 0.6:.1f}" y="{y:.1f}" width="{cell - 1.2:.1f}" height="18" rx="2" data-tip="{f.tidy(tip).replace(chr(34), "")}"/>'
     words = f.short(value)
@@ -159,7 +169,7 @@ def _cell(x: float, y: float, cell: float, value: float, low: float, high: float
     return box + charts.text(x + cell / 2, y + 13, words, cls=f"heatink{step}", anchor="middle")
 
 
-def _legend(low: float, high: float, body: list[str]) -> float:
+def _legend(low: float | int, high: float | int, body: list[str]) -> float:
     x = 0.0
     body.append(charts.text(x, 31, f.short_value(low)))
     x = 7 + 6.2 * len(f.short_value(low))
@@ -190,7 +200,7 @@ def bits_chart(costs: Costs) -> str:
             cls="ct",
         )
     ]
-    top = key([f"{m} (chosen)" if m == costs.chosen else m for m in shown], 30, WIDTH, body) + 8
+    top = key([_called(m, costs) for m in shown], 30, WIDTH, body) + 8
     if len(names) > len(shown):
         body.append(charts.text(0, top + 6, f"{len(names) - len(shown)} more methods in the table"))
         top += 16
@@ -205,15 +215,17 @@ def bits_chart(costs: Costs) -> str:
         for k, scheme in enumerate(schemes):
             rows = _numbers(costs, scheme).get(method, [])
             x = left + (k + 0.5) * step + (i - (len(shown) - 1) / 2) * spread
-            for r in rows:
-                if known(r["ci_low"]) and known(r["ci_high"]):
-                    body.append(charts.line(x, y.at(r["ci_low"]), x, y.at(r["ci_high"]), "whisker thin"))
+            body += [
+                charts.line(x, y.at(r["ci_low"]), x, y.at(r["ci_high"]), "whisker thin")
+                for r in rows
+                if known(r["ci_low"]) and known(r["ci_high"])
+            ]
             if rows:
                 points.append((x, y.at(sum(r["change"] for r in rows) / len(rows))))
         body.append(path(points, i) if len(points) > 1 else "")
         body += [dot(a, b, i) for a, b in points]
     body += [
-        charts.text(left + (k + 0.5) * step, bottom + 15, f.visible(s, limit=18), anchor="middle", cls="n")
+        charts.text(left + (k + 0.5) * step, bottom + 15, short_name(s, 18), anchor="middle", cls="n")
         for k, s in enumerate(schemes)
     ]
     told = "; ".join(f"{r['scheme']}, {r['method']}: {change(r)}" for r in found)
@@ -225,6 +237,11 @@ def bits_chart(costs: Costs) -> str:
         description=told,
         cls="costs bits",
     )
+
+
+def _called(method: str, costs: Costs) -> str:
+    name = "no method" if method == "none" else method
+    return f"{name} (chosen)" if method == costs.chosen else name
 
 
 def _numbers(costs: Costs, scheme: str) -> dict[str, list[Row]]:

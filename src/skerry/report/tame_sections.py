@@ -148,20 +148,22 @@ def method_words(costs: Costs) -> list[str]:
         if not ours or best in PLAIN:
             continue
         beside = f", without {change(plain)}" if plain is not None else ""
-        out.append(f"{scheme}: with {f.tidy(best or '')} {change(ours[0])}{beside}")
+        out.append(f"{f.tidy(scheme)}: with {f.tidy(best or '')} {change(ours[0])}{beside}")
     unit = f"{costs.damage} ({UNITS[costs.damage]})"
     text = [f"Change of the {unit} beside the untouched model: {'; '.join(out)}."] if out else []
     if not out and schemes:
-        found = [r for s in schemes for rows in costs.methods[s].values() for r in rows]
-        told = f.listing([f"{f.tidy(r['method'])} under {r['scheme']} {change(r)}" for r in found], limit=6)
+        every = [r for s in schemes for rows in costs.methods[s].values() for r in rows]
+        told = f.listing(
+            [f"{f.tidy(r['method'])} under {f.tidy(r['scheme'])} {change(r)}" for r in every], limit=6
+        )
         text = [f"Change of the {unit} beside the untouched model: {told}."]
     if costs.document.get("why"):
         text.append(f"Chosen: {f.tidy(str(costs.document['why']))}.")
-    rows = [g for r in costs.seams() if (g := _gain(r)) is not None]
+    rows = [r for r in costs.seams() if _gain(r) is not None]
     if rows:
-        most = max(costs.seams(), key=lambda r: _gain(r) or 0.0)
+        most = max(rows, key=lambda r: _gain(r) or 0.0)
         text.append(
-            f"{f.count(len(rows), 'seam')} changed; at {most['seam']} the range falls from {f.number(most['range_before'])} to {f.number(most['range_after'])}."
+            f"{f.count(len(rows), 'seam')} changed; at {f.tidy(most['seam'])} the range falls from {f.number(most['range_before'])} to {f.number(most['range_after'])}."
         )
     return text
 
