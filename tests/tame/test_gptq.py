@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skerry.anatomy import resolve
 from skerry.anatomy.dense import dense_maps, replace_weights
 from skerry.corpus.batch import Batch
-from skerry.errors import EmptyBatch, UnknownOption
+from skerry.errors import EmptyBatch, SkerryError, UnknownOption
 from skerry.impact.quantize import Grid, fake_quantize, observe, round_trip
 from skerry.impact.scheme import Scheme, TensorSpec
 from skerry.tame.gptq import gptq, gptq_model, row_errors
@@ -287,6 +287,14 @@ def test_a_killed_run_continues_at_the_block_it_was_in(killed_in):
     assert computed == list(range(killed_in + 1, 4))
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[n].weight, whole[n].weight) for n in whole)
+
+
+def test_an_input_that_is_no_number_is_named():
+    model = zoo.tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[3] = float("nan")
+    with pytest.raises(SkerryError, match=r"1\.attn\.in is NaN or infinite in channels \[3\]"):
+        gptq_model(resolve(model), batches_of(model), Scheme.parse("w4a16"))
 
 
 def test_only_the_maps_asked_for_are_rounded():

@@ -23,7 +23,7 @@ OUTLIER_FACTOR = 5.0
 SPREAD = 0.08
 
 
-def outlier_share(scores: Sequence[Float[Tensor, "row column"]], factor: float = OUTLIER_FACTOR) -> float:
+def outlier_share(scores: Sequence[Float[Tensor, "_ _"]], factor: float = OUTLIER_FACTOR) -> float:
     """Share of the scores of one block that are above `factor` times their mean.
 
     Args:

@@ -43,7 +43,15 @@ from skerry.impact.pruning_scores import (
     wanda,
 )
 from skerry.impact.sparsegpt import BLOCK, DAMPING, fitting, sparsegpt
-from skerry.measure.gram import ColumnNorms, Gram, block_grams, block_norms, column_norms, input_of
+from skerry.measure.gram import (
+    ColumnNorms,
+    Gram,
+    block_grams,
+    block_norms,
+    column_norms,
+    input_of,
+    start_walk,
+)
 from skerry.run.progress import Progress, Silent
 
 
@@ -349,7 +357,7 @@ class _Job:
             return wanda(dense.weight, norms[input_of(self.anatomy, dense)].result().norms)
         if self.how.score == "magnitude":
             return magnitude(dense.weight)
-        lot = torch.Generator().manual_seed(self.calibration.seed * 2**32 + zlib.crc32(dense.name.encode()))
+        lot = torch.Generator().manual_seed(zlib.crc32(f"{self.calibration.seed} {dense.name}".encode()))
         return torch.rand(dense.weight.shape, generator=lot).to(dense.weight.device)
 
     def _mask(self, dense: Dense, scores: Tensor) -> Tensor:
@@ -379,7 +387,7 @@ class _Job:
         """Block by block: one block's inputs are gathered through the blocks pruned before, its maps pruned, then the next."""
         masks: dict[Dense, Tensor] = {}
         weights: dict[Dense, Tensor] = {}
-        walk = Walk(self.anatomy, self.calibration.batches)
+        walk = start_walk(self.anatomy, self.calibration.batches, maps)
         last = max(d.layer for d in maps if d.layer is not None)
         self.progress.start("pruning", last + 1, "blocks")
         for layer in walk:

@@ -114,7 +114,7 @@ def conflict_rows(
             {
                 "layer": dense.layer,
                 "site": part,
-                "expert": dense.expert if dense.is_routed else dense.reads.expert,
+                "expert": _expert(anatomy, dense, part),
                 "method": method,
                 "sparsity": sparsity,
                 "num_weights": weight.numel(),
@@ -134,6 +134,14 @@ def conflict_rows(
 
 def _norms(anatomy: Anatomy, dense: Dense, norms: Mapping[Site, ColumnNorms]) -> Tensor:
     return norms[input_of(anatomy, dense)].result().norms
+
+
+def _expert(anatomy: Anatomy, dense: Dense, part: str) -> int | None:
+    """Number of the expert; a shared expert has one too, although it is a module of its own."""
+    for site, bound in anatomy.matrices.items():
+        if (site.layer, site.part) == (dense.layer, part) and bound.parameter is dense.parameter:
+            return site.expert if dense.expert is None else dense.expert
+    return dense.expert
 
 
 def _share(kept: Tensor) -> float | None:

@@ -217,6 +217,17 @@ def _check_finite(site: Site, squares: Tensor) -> None:
         )
 
 
+def start_walk(anatomy: Anatomy, batches: Sequence[Batch], maps: Sequence[Dense]) -> Walk:
+    """A walk before the first block, once the first batch has shown that what these maps read are numbers.
+
+    Raises:
+        SkerryError: An input that is NaN or infinite; a walk would only find that its blocks do not give what the model gives.
+        NotPossible: Blocks that cannot run alone.
+    """
+    column_norms(anatomy, batches[:1], maps)
+    return Walk(anatomy, batches)
+
+
 def block_grams(walk: Walk, maps: Sequence[Dense]) -> dict[Site, Gram]:
     """Gram of every input of these maps of the block that a walk stands before, by the name of the input.
 

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from skerry.anatomy.dense import Dense, dense_maps
 from skerry.anatomy.model import Anatomy
-from skerry.anatomy.walk import Walk
 from skerry.corpus.batch import Batch
 from skerry.errors import EmptyBatch, UnknownOption
 from skerry.impact.quantize import Grid, fake_quantize, observe, round_trip
 from skerry.impact.scheme import Scheme, TensorSpec, check_group
 from skerry.impact.simulate import Simulation
 from skerry.impact.sparsegpt import BLOCK, DAMPING, inverse_factor
-from skerry.measure.gram import block_grams, input_of
+from skerry.measure.gram import block_grams, input_of, start_walk
 from skerry.run.progress import Progress, Silent
 
 
@@ -217,6 +216,7 @@ def gptq_model(
         UnknownOption: A scheme that leaves weights alone, static inputs without grids.
         EmptyBatch: No calibration data.
         NotPossible: A model whose blocks cannot run alone.
+        SkerryError: An input that is NaN or infinite.
     """
     spec, progress = scheme.weights, progress or Silent()
     if spec is None:
@@ -226,7 +226,7 @@ def gptq_model(
     maps = dense_maps(anatomy) if maps is None else maps
     earlier, found = dict(done), {}
     _check(anatomy, scheme, maps, grids or {})
-    walk = Walk(anatomy, batches)
+    walk = start_walk(anatomy, batches, maps)
     last = max(d.layer for d in maps if d.layer is not None)
     progress.start("GPTQ", last + 1, "blocks")
     for layer in walk:
