@@ -273,6 +273,18 @@ def test_a_rotated_model_with_a_tied_head_is_a_plain_checkpoint(name, tmp_path):
     assert error(after, before) < 2e-6
 
 
+def test_a_model_that_gives_no_numbers_is_refused():
+    model = zoo.tiny("llama")
+    model.model.layers[0].self_attn.v_proj.weight.data[0, 0] = float("nan")
+    plan = plan_rotation(resolve(model))
+    assert (
+        plan.why_not
+        == "the residual stream cannot be rotated: on a few ids Linear gives values that are no numbers"
+    )
+    assert plan.heads_why_not[0] == "on a few ids its mix holds values that are no numbers"
+    assert hadamard_rotation(plan).is_empty
+
+
 def test_untying_can_be_undone():
     model = zoo.tiny("gpt2")
     anatomy = resolve(model)

@@ -72,8 +72,12 @@ def find_heads(anatomy: Anatomy) -> tuple[dict[int, Heads], dict[int, str]]:
         if not error <= max(16 * eps, 1e-5):
             del found[layer]
             why_not[layer] = (
-                f"the mix of a head is not linear in its values (a scaled rotation moves it by {error:.1e}): something between v and o, "
-                "such as a clip or a norm, does not commute with a rotation"
+                "on a few ids its mix holds values that are no numbers"
+                if error != error
+                else (
+                    f"the mix of a head is not linear in its values (a scaled rotation moves it by {error:.1e}): something between v and o, "
+                    "such as a clip or a norm, does not commute with a rotation"
+                )
             )
     return found, why_not
 

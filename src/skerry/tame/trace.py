@@ -83,10 +83,14 @@ def record(anatomy: Anatomy) -> Trace:
     """Run the whole model, head included, on a few ids, and keep what each module read and wrote.
 
     One input only: what has no axis of inputs (position embeddings) then has the shape of what has one.
+
+    Raises:
+        NotPossible: A module gives NaN or an infinity, so that nothing can be compared.
     """
     trace = Trace(anatomy.model)
     held: list[Any] = []
     open_calls: dict[int, list[Call]] = defaultdict(list)
+    strange: list[str] = []
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs)
@@ -101,6 +105,8 @@ def record(anatomy: Anatomy) -> Trace:
             return
         held.append(y)
         call.y, call.y_key = y.clone(), (y.data_ptr(), y.numel())
+        if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+            strange.append(type(module).__name__)
         trace.all.append(call)
         if not list(module.children()):
             trace.made[call.y_key].append(call)
@@ -117,4 +123,8 @@ def record(anatomy: Anatomy) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
+    if strange:
+        raise NotPossible(
+            f"the residual stream cannot be rotated: on a few ids {strange[0]} gives values that are no numbers"
+        )
     return trace
