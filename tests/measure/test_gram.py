@@ -1,5 +1,7 @@
 """Gram matrices against their definition, and the walk through the blocks against whole forwards."""
 
+import weakref
+
 import pytest
 import torch
 import zoo
@@ -148,6 +150,32 @@ def test_each_block_is_read_through_what_the_changed_blocks_before_it_make(name)
         walk.advance(walk.run(replace_weights(new)))
         done |= new
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("job", ["sparsegpt", "gptq"])
+def test_grams_of_one_block_live_at_a_time(job, monkeypatch):
+    import skerry.measure.gram as measured
+    from skerry.impact.prune import pruned_weights
+    from skerry.impact.scheme import Scheme
+    from skerry.tame.gptq import gptq_model
+
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(Gram):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(measured, "Gram", Counted)
+    model = zoo.tiny("llama", num_hidden_layers=4)
+    anatomy, batches = resolve(model), batches_of(model)
+    if job == "gptq":
+        gptq_model(anatomy, batches, Scheme.parse("w4a16"))
+    else:
+        pruned_weights(anatomy, "sparsegpt", 0.5, batches)
+    # q, k and v read one tensor, gate and up another, o and down one each.
+    assert len(most) == 16 and max(most) == 4
 
 
 def test_an_input_that_is_no_number_is_named():

@@ -161,6 +161,10 @@ def input_of(anatomy: Anatomy, dense: Dense) -> Site:
     return anatomy.same_as.get(dense.reads, dense.reads)
 
 
+def _widths(anatomy: Anatomy, maps: Iterable[Dense]) -> dict[Site, int]:
+    return {input_of(anatomy, d): d.weight.shape[1] for d in maps}
+
+
 @contextmanager
 def watch_kept(
     anatomy: Anatomy, maps: Iterable[Dense], keep: Bool[Tensor, "sample position"], show: Show
@@ -199,7 +203,7 @@ def column_norms(
     Raises:
         SkerryError: An input that is NaN or infinite.
     """
-    found = {input_of(anatomy, d): ColumnNorms(d.weight.shape[1]) for d in maps}
+    found = {site: ColumnNorms(width) for site, width in _widths(anatomy, maps).items()}
     for batch in batches:
         with watch_kept(anatomy, maps, batch.keep, lambda site, x: found[site].update(x)):
             run(anatomy, batch.input_ids, batch.keep)
@@ -238,7 +242,7 @@ def block_grams(walk: Walk, maps: Sequence[Dense]) -> dict[Site, Gram]:
     Raises:
         SkerryError: An input that is NaN or infinite.
     """
-    found = {input_of(walk.anatomy, d): Gram(d.weight.shape[1]) for d in maps}
+    found = {site: Gram(width) for site, width in _widths(walk.anatomy, maps).items()}
     _read_block(walk, maps, lambda site, x: found[site].update(x))
     for site, gram in found.items():
         _check_finite(site, gram.matrix.diagonal())
@@ -255,7 +259,7 @@ def block_norms(walk: Walk, maps: Sequence[Dense]) -> dict[Site, ColumnNorms]:
     Raises:
         SkerryError: An input that is NaN or infinite.
     """
-    found = {input_of(walk.anatomy, d): ColumnNorms(d.weight.shape[1]) for d in maps}
+    found = {site: ColumnNorms(width) for site, width in _widths(walk.anatomy, maps).items()}
     _read_block(walk, maps, lambda site, x: found[site].update(x))
     for site, norms in found.items():
         _check_finite(site, norms.squares)
