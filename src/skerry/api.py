@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.answers import Audit, Claims, Impact, Scan, Tame, Trace
-from skerry.outliers.finding import Summary
 from skerry.outliers.options import DEFAULT_FOLDER, Options
 from skerry.run import POINTER, Progress, Run
 from skerry.run.repeat import asked_key, find_repeat
+from skerry.written import write_report
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch import nn
 
     from skerry.anatomy.seams import Seam
@@ -203,9 +202,7 @@ def _words(words: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if words is None else (words,) if isinstance(words, str) else tuple(words)
 
 
-def _priced(
-    model: Any, data: Any, options: Options, wanted: ImpactOptions, progress: Progress | None
-) -> Run:
+def _priced(model: Any, data: Any, options: Options, wanted: ImpactOptions, progress: Progress | None) -> Run:
     wanted.check()
     keys = [_key(model, data, {**options.plain(), **more}) for more in ({}, wanted.plain())]
     if (run := _repeat(keys[1], options.out, "impact")) is not None:
@@ -284,12 +281,31 @@ def claims(
     elif not stages:
         run = scan(model, data, progress=progress, **options).run
     else:
-        from skerry.causes.trace import TraceOptions
-
-        wanted = TraceOptions("effects" in stages, "roles" in stages)
-        run = _traced(model, data, _options(options), wanted, progress)
+        run = _measured(model, data, _options(options), frozenset(stages), progress)
     results = judge_run(run, only)
     return Claims(write_report(run), results)
+
+
+def _measured(
+    model: Any, data: Any, options: Options, stages: frozenset[str], progress: Progress | None
+) -> Run:
+    """The run of a scan with the stages that claims need."""
+    from skerry.claims.measure import measure_stages
+    from skerry.outliers.scan import scan as measure
+    from skerry.run import Silent
+
+    key = _key(model, data, options.plain())
+    run = _repeat(key, options.out, "findings")
+    if run is not None and stages <= set(run.record.stages):
+        return run
+    return measure(
+        model,
+        data,
+        options,
+        progress,
+        asked=key,
+        then=lambda run, plan: measure_stages(run, plan, stages, progress or Silent()),
+    )
 
 
 def tame(
@@ -334,9 +350,9 @@ def tame(
         NotPossible: The model or the target cannot carry what was asked for; the message says why.
         SkerryError: What was wrong, what was expected, what to do.
     """
-    from skerry.tame.wanted import TameOptions
     from skerry.tame.tame import STAGE, tame_repeat
     from skerry.tame.tame import tame as measure
+    from skerry.tame.wanted import TameOptions
 
     wanted = TameOptions(
         method=method,
@@ -368,42 +384,6 @@ def default_place() -> Path:
     from skerry.anatomy.demo import default_model
 
     return default_model()
-
-
-def write_report(run: Run) -> Run:
-    """Write `report.html` into a run, unless one of all that the run holds now is there."""
-    import hashlib
-    import time
-
-    import skerry
-    from skerry.causes.document import trace_notes
-    from skerry.report import html, read_claims
-
-    stages = {name: stage for name, stage in run.record.stages.items() if name != "report"}
-    told = [(n, f, file.sha256) for n, stage in stages.items() for f, file in stage.files.items()]
-    key = hashlib.sha256(repr((skerry.__version__, sorted(told))).encode()).hexdigest()[:16]
-    if not run.finished("report", key):
-        start = time.perf_counter()
-        summary = Summary.model_validate(run.summary_document())
-        page = html(
-            summary,
-            report_tables(run),
-            record=dict(run.record.facts),
-            claims=read_claims(run),
-            notes=trace_notes(run),
-        )
-        with run.writing():
-            run.finish("report", key, texts={"report.html": page}, seconds=time.perf_counter() - start)
-    return run
-
-
-def report_tables(run: Run) -> dict[str, pa.Table]:
-    """The tables as the report reads them: non-finite values of activations and weights together."""
-    import pyarrow as pa
-
-    tables = run.tables()
-    parts = [tables[name] for name in ("nonfinite", "nonfinite_weights") if name in tables]
-    return {**tables, "nonfinite": pa.concat_tables(parts)} if parts else tables
 
 
 def open_run(path: str | Path) -> Scan:

@@ -11,7 +11,7 @@ all, with those of its sort that are born in the same block. Removal takes all t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,7 @@ def measure_effects(
     draws: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    groups: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The table `effects`, and notes on what could not be done.
 
@@ -74,6 +75,7 @@ def measure_effects(
         draws: Random draws of each control; 19 by default, fewer in large models.
         seed: Of controls and resampling.
         progress: Told how far it is.
+        groups: Groups of arms that are wanted; all by default.
     """
     progress, notes = progress or Silent(), [judge.note] if judge.note else []
     every = [c for c in carriers if birth_site(c) in anatomy.taps and _is_carried(c, places)]
@@ -93,7 +95,7 @@ def measure_effects(
     if draws < DRAWS:
         notes.append(f"{draws} draws of each control: no p-value can be below {1 / (1 + draws):.2g}")
     chain = Chain(anatomy, cases, chosen, born, sinks, seed, draws)
-    arms = list(_arms(chain, weights, findings, notes))
+    arms = [a for a in _arms(chain, weights, findings, notes) if groups is None or a.group in groups]
     measured = _measure(chain, arms, judge, progress)
     return {"effects": _rows(measured, seed), "notes": notes}
 

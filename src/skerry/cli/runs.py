@@ -69,7 +69,7 @@ def report(run: str, /, *, out: str | None = None) -> None:
     import shutil
 
     import skerry
-    from skerry.api import write_report
+    from skerry.written import write_report
 
     path = write_report(skerry.open_run(run).run).file("report.html")
     print(shutil.copyfile(path, out) if out else path)

@@ -1,0 +1,47 @@
+"""The report of a run, written into it when what it holds has changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from skerry.outliers.finding import Summary
+from skerry.run import Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def write_report(run: Run) -> Run:
+    """Write `report.html` into a run, unless one of all that the run holds now is there."""
+    import hashlib
+    import time
+
+    import skerry
+    from skerry.causes.document import trace_notes
+    from skerry.report import html, read_claims
+
+    stages = {name: stage for name, stage in run.record.stages.items() if name != "report"}
+    told = [(n, f, file.sha256) for n, stage in stages.items() for f, file in stage.files.items()]
+    key = hashlib.sha256(repr((skerry.__version__, sorted(told))).encode()).hexdigest()[:16]
+    if not run.finished("report", key):
+        start = time.perf_counter()
+        summary = Summary.model_validate(run.summary_document())
+        page = html(
+            summary,
+            report_tables(run),
+            record=dict(run.record.facts),
+            claims=read_claims(run),
+            notes=trace_notes(run),
+        )
+        with run.writing():
+            run.finish("report", key, texts={"report.html": page}, seconds=time.perf_counter() - start)
+    return run
+
+
+def report_tables(run: Run) -> dict[str, pa.Table]:
+    """The tables as the report reads them: non-finite values of activations and weights together."""
+    import pyarrow as pa
+
+    tables = run.tables()
+    parts = [tables[name] for name in ("nonfinite", "nonfinite_weights") if name in tables]
+    return {**tables, "nonfinite": pa.concat_tables(parts)} if parts else tables
