@@ -127,10 +127,12 @@ def test_controls_are_a_band_beside_the_curve(costs):
     assert charts.clipping_panel(costs["bare"], "inputs") == ""
 
 
-def test_a_bar_shows_what_outlier_channels_cause(costs):
+def test_a_site_is_shown_with_and_without_its_outliers(costs):
     drawn = charts.sites_chart(costs["decoder"])
-    widths = {c: float(re.search(rf'<rect class="{c}" x="[\d.]+" y="3\d[\d.]*" width="([\d.]+)"', drawn)[1]) for c in ("u", "o")}  # fmt: skip
-    assert 0.9 < widths["o"] / widths["u"] <= 1
+    first = {i: float(re.findall(rf'class="m q{i}"[^>]*translate\(([\d.]+),', drawn)[1]) for i in range(3)}
+    assert first[1] < first[2] < first[0]  # 97 % is gone without channels, 93 % without tokens
+    assert "outlier channels 97 %, outlier tokens 93 %" in drawn
+    assert "outlier tokens spared" not in charts.sites_chart(costs["bare"])
 
 
 def test_before_and_after_are_one_picture_of_three(costs):

@@ -10,7 +10,7 @@ from skerry.cli.asking import ask_document
 
 
 def diff(before: str, after: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Compare two runs: which findings came, went, moved.
+    """Compare two runs: which findings came, went, moved; which costs moved beyond their intervals.
 
     Parameters
     ----------
@@ -21,10 +21,10 @@ def diff(before: str, after: str, /, *, json: Annotated[bool, Parameter(negative
     json
         Print one JSON document and nothing else.
     """
-    from skerry.api import open_run
-    from skerry.outliers.diff import compare
+    from skerry.outliers.diff import compare_runs
+    from skerry.run import Run
 
-    result = compare(open_run(before).summary, open_run(after).summary)
+    result = compare_runs(Run.open(before), Run.open(after))
     if json:
         ask_document(result.document())
         return

@@ -6,9 +6,14 @@ when its value moves by more than a quarter, or its recurrence by more than 0.1:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from skerry.errors import BrokenRun
+from skerry.outliers.cost_diff import CostDiff, compare_costs
 from skerry.outliers.finding import Finding, Record, Summary
+
+if TYPE_CHECKING:
+    from skerry.run import Run
 
 VALUE_TOLERANCE = 0.25
 RECURRENCE_TOLERANCE = 0.1
@@ -61,10 +66,44 @@ class Diff(Record):
     """Findings that are the same in both."""
     warnings: tuple[str, ...]
     """Why the two may not be comparable."""
+    costs: CostDiff | None = None
+    """What differs in costs and taming; None where not both runs measured any."""
 
     def document(self) -> dict[str, Any]:
         """The JSON document."""
         return {"schema": 1, **self.model_dump(mode="json")}
+
+
+def compare_runs(before: Run, after: Run) -> Diff:
+    """Compare two runs: their findings where both hold a scan, their costs and their taming where both hold some.
+
+    Raises:
+        BrokenRun: There is nothing that both hold.
+    """
+    costs = compare_costs(before, after)
+    without = [run for run in (before, after) if not run.has("summary.json")]
+    if not without:
+        summaries = (Summary.model_validate(run.summary_document()) for run in (before, after))
+        return compare(*summaries).model_copy(update={"costs": costs})
+    if costs is None:
+        raise BrokenRun(
+            f"{without[0].path} holds no finished scan, and the two runs share no table of costs or taming: there is nothing to compare"
+        )
+    warnings = [f"{run.path} holds no scan: findings are not compared" for run in without]
+    models = [run.record.request.get("model") for run in (before, after)]
+    if models[0] != models[1]:
+        warnings.append(f"model differs: {models[0]} before, {models[1]} after")
+    return Diff(
+        before=str(before.path),
+        after=str(after.path),
+        came=(),
+        went=(),
+        changed=(),
+        moved=(),
+        same=0,
+        warnings=tuple(warnings),
+        costs=costs,
+    )
 
 
 def compare(before: Summary, after: Summary) -> Diff:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from skerry.outliers.cost_diff import CostDiff, CostMoved, CostName
+from skerry.outliers.diff import Change, Diff, Moved
 from skerry.outliers.finding import (
     Alignment,
     ChannelAsymmetry,
@@ -53,10 +55,21 @@ run.sql("select * from channels order by max desc limit 5")       # DuckDB
 ```
 
 `skerry diff A B` compares two runs. A finding is the same in both when kind, type, site, layer and place are; it has changed when its value
-moves by more than a quarter or its recurrence by more than 0.1.
+moves by more than a quarter or its recurrence by more than 0.1. Where both runs hold costs or taming, it tells which losses moved so far that
+their 95 % intervals do not overlap, and which schemes, sites, methods and seams only one of them has.
 
 ## run.json
 """
+
+
+_DIFF = (Diff, Change, Moved, CostDiff, CostMoved, CostName)
+_DIFF_BEGIN = [
+    "",
+    "# The difference of two runs",
+    "",
+    "`skerry diff A B --json` writes one document: the key `schema` is 1, the others are those of Diff. Two runs of `skerry tame`, which hold no scan,",
+    "are compared by `costs` alone.",
+]
 
 
 def _fields(model: type[BaseModel]) -> str:
@@ -117,7 +130,9 @@ def json_page() -> str:
         ChannelAsymmetry,
         Alignment,
     )
-    for model in models:
+    for model in (*models, *_DIFF):
+        if model is Diff:
+            parts += _DIFF_BEGIN
         parts += ["", f"## {model.__name__}", "", (model.__doc__ or "").splitlines()[0], "", _fields(model)]
     return "\n".join(parts) + "\n"
 

@@ -74,7 +74,7 @@ def _ticks(low: float | int, high: float | int, bend: float | int, length: float
     both = [0.0, *(p for p in powers if p <= high), *(-p for p in powers if -p >= low)]
     ticks: list[float] = []
     for t in sorted(both, key=abs):
-        if all(abs(math.asinh(t / bend) - math.asinh(u / bend)) > length / 9 for u in ticks):
+        if all(abs(math.asinh(t / bend) - math.asinh(u / bend)) > length / 7.5 for u in ticks):
             ticks.append(t)
     return sorted(ticks)
 

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from skerry.outliers.finding import Finding
 
+from .cost_difference import costs_difference
+
 if TYPE_CHECKING:
     from skerry.outliers.diff import Diff
 
@@ -28,6 +30,8 @@ def place(f: Finding) -> str:
 def difference(diff: Diff) -> RenderableType:
     """Counts, then what came, went, changed and moved."""
     parts: list[RenderableType] = [Text(f"warning: {warning}", style="yellow") for warning in diff.warnings]
+    if diff.costs is not None and not any((diff.came, diff.went, diff.changed, diff.same)):
+        return Group(*parts, *costs_difference(diff.costs))
     counts = (
         f"{len(diff.came)} came, {len(diff.went)} went, {len(diff.changed)} changed, {diff.same} are the same"
     )
@@ -52,7 +56,7 @@ def difference(diff: Diff) -> RenderableType:
         parts.append(
             Text(f"{moved.type} at {moved.site}, {moved.place}: layers {before} before, {after} now")
         )
-    return Group(*parts)
+    return Group(*parts, *(costs_difference(diff.costs) if diff.costs is not None else []))
 
 
 def _site(f: Finding) -> str:

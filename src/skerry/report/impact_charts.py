@@ -22,7 +22,7 @@ def grid_chart(costs: Costs) -> str:
     if not rows:
         return ""
     label, right = 118.0, WIDTH - 6
-    x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, right - 118)
+    x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, right - 138)
     body = [charts.text(0, 12, _title("Damage of the whole model quantized", costs), cls="ct")]
     top, y = 24.0, 24.0
     for r in rows:
@@ -56,26 +56,32 @@ def _whisker(r: Row, at: object, y: float | int) -> list[str]:
 
 
 def sites_chart(costs: Costs) -> str:
-    """The dearest sites: what quantizing each alone costs, and what part of it outlier channels and outlier tokens cause."""
+    """The dearest sites: what quantizing each alone costs, and what is left with outlier channels, and outlier tokens, in full precision."""
     rows = [r for r in costs.sites if r["change"] > 0][:_MOST_SITES]
     if not rows:
         return ""
     schemes = list(dict.fromkeys(r["scheme"] for r in rows))
     label, right = 132.0, WIDTH - 6
-    x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, right - 116)
+    every = ("change", "ci_low", "ci_high", *_WITHOUT)
+    x = symlog((r[k] for r in rows for k in every), label + 8, right - 116)
     body = [charts.text(0, 12, _title("Damage of one site quantized alone", costs), cls="ct")]
-    y = key_of_shares(28.0, body)
+    names = [
+        "all quantized",
+        "outlier channels spared",
+        *(["outlier tokens spared"] if _any(rows, _WITHOUT[1]) else []),
+    ]
+    y = key(names, 30, WIDTH, body) + 2
     top = y
     for r in rows:
         name = place(r) if len(schemes) == 1 else f"{place(r)} {r['scheme']}"
         body.append(charts.text(label, y + 12, short_name(name, 22), cls="n", anchor="end"))
-        start, end = x.at(0), x.at(r["change"])
-        body.append(_bar(start, end, y + 3, 11, "u"))
-        for share, at, cls in ((r["share_channels"], y + 3, "o"), (r["share_tokens"], y + 8.5, "neg")):
-            if known(share) and share > 0:
-                body.append(_bar(start, x.at(min(share, 1.0) * r["change"]), at, 5.5, cls))
-        body += _whisker(r, x.at, y + 8.5)
-        body.append(charts.text(right, y + 12, change(r), cls="v", anchor="end"))
+        left = [(x.at(r[k]), i + 1) for i, k in enumerate(_WITHOUT) if known(r[k])]
+        at = x.at(r["change"])
+        if left:
+            body.append(charts.line(min(a for a, _ in left), y + 8, at, y + 8, "g zero"))
+        body += _whisker(r, x.at, y + 8)
+        body += [dot(a, y + 8, i) for a, i in left]
+        body += [dot(at, y + 8, 0), charts.text(right, y + 12, change(r), cls="v", anchor="end")]
         y += 20
     rule(x, x=(label, right), y=(top, y), body=body, vertical=False)
     told = "; ".join(
@@ -92,22 +98,11 @@ def sites_chart(costs: Costs) -> str:
     )
 
 
-def key_of_shares(y: float | int, body: list[str]) -> float:
-    """What the colours of a bar mean."""
-    x = 0.0
-    for cls, words in (
-        ("u", "all"),
-        ("o", "gone without outlier channels"),
-        ("neg", "without outlier tokens"),
-    ):
-        body += [_bar(x, x + 10, y - 8, 9, cls), charts.text(x + 14, y, words, cls="t r")]
-        x += 26 + 5.9 * len(words)
-    return y + 6
+_WITHOUT = ("change_without_channels", "change_without_tokens")
 
 
-def _bar(start: float | int, end: float | int, y: float | int, height: float | int, cls: str) -> str:
-    a, b = sorted((start, end))
-    return f'<rect class="{cls}" x="{a:.1f}" y="{y:.1f}" width="{max(0.8, b - a):.1f}" height="{height}"/>'
+def _any(rows: Sequence[Row], column: str) -> bool:
+    return any(known(r[column]) for r in rows)
 
 
 def clipping_panels(costs: Costs) -> list[str]:

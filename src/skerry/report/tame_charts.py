@@ -164,7 +164,7 @@ def _cell(
     step = heat_step(value, low, high)
     box = f'<rect class="heat{step}" x="{x + 0.6:.1f}" y="{y:.1f}" width="{cell - 1.2:.1f}" height="18" rx="2" data-tip="{f.tidy(tip).replace(chr(34), "")}"/>'
     words = f.short(value)
-    if 5.6 * len(words) > cell - 4:
+    if 5.6 * len(words) > cell - 1:
         return box
     return box + charts.text(x + cell / 2, y + 13, words, cls=f"heatink{step}", anchor="middle")
 
