@@ -80,7 +80,7 @@ def test_other_schemes_measure_only_what_they_change(inside, checkpoint, text, t
         (("--site-schemes", "w4a4-gg"), "no flag 'gg'"),
         (("--schemes", "w4a16-g24"), "reads 32 values, which groups of 24 do not divide"),
         (("--no-grid", "--no-per-site", "--no-clipping", "--no-pruning"), "nothing is left to price"),
-        (("--samples", 0), "--samples is 0; it must be at least 1"),
+        (("--threads", 0), "--threads is 0; it must be at least 1"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_exit_2(inside, checkpoint, text, words, told):
