@@ -9,7 +9,7 @@ import zoo
 from skerry.anatomy import Site, capture, resolve
 from skerry.anatomy.content import content_key
 from skerry.anatomy.dense import Dense
-from skerry.anatomy.exact import exact
+from skerry.anatomy.exact import exact, run_float64
 from skerry.errors import NotEquivalent, NotPossible, UnknownOption
 from skerry.tame.hadamard import keeping_ones, random_orthogonal, rotation
 from skerry.tame.online import online_rotation
@@ -283,6 +283,22 @@ def test_a_model_that_gives_no_numbers_is_refused():
     )
     assert plan.heads_why_not[0] == "on a few ids its mix holds values that are no numbers"
     assert hadamard_rotation(plan).is_empty
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "cohere", "qwen2_moe"])
+def test_models_of_16_bits_are_read_alike_and_folded_with_one_rounding(name, dtype):
+    model = zoo.tiny(name, dtype=dtype)
+    anatomy = resolve(model)
+    plan = plan_rotation(anatomy)
+    assert plan.rows() == plan_rotation(resolve(zoo.tiny(name))).rows()
+    ids, _ = zoo.tokens(model)
+    before = run_float64(anatomy, ids, logits=True)
+    rotations = hadamard_rotation(plan)
+    assert rotations.prove(anatomy, plan) < 1e-13
+    rotations.fold(anatomy, plan)
+    after = run_float64(anatomy, ids, logits=True)
+    assert float((after - before).norm() / before.norm()) < 3 * torch.finfo(dtype).eps
 
 
 def test_untying_can_be_undone():

@@ -6,10 +6,11 @@ a unit vector e_i is 1 / sqrt(n), the smallest that an orthogonal matrix can giv
     Sylvester   n = 2^k                       H_2n = [[H, H], [H, -H]]
     Paley I     n = q + 1,   q = 3 mod 4      q a power of a prime (Paley 1933)
     Paley II    n = 2 (q + 1), q = 1 mod 4
+    four circulants  n = 4 m  [[A, BR, CR, DR], ...], A A^T + B B^T + C C^T + D D^T = 4 m I (Goethals and Seidel 1967); m = 23, 29, 39, 43
     product     H_m x H_n (Kronecker)
 
-Widths of language models are m 2^k. m itself is often no Paley order where 2m or 4m is one (11008 = 344 * 32 and 344 = 7^3 + 1), so every
-split is tried. Where there is none the rotation is orthogonal and random (QR of a normal matrix).
+Widths of language models are m 2^k. m itself is often no Paley order where 2m or 4m is one (29568 = 924 * 32 and 924 = 2 (461 + 1)), so
+every split is tried. Orders up to 256 that are not reached: 188 and 236. Where there is none the rotation is orthogonal and random (QR of a normal matrix).
 
 The rotation is randomised, Q = D H D' / sqrt(n) with signs D and D' from a seed (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456, section 3,
 has D), since a plain H has one column of equal entries: a tensor with equal channels would become one outlier. D' only turns signs of the
@@ -32,25 +33,44 @@ from skerry.errors import UnknownOption
 
 
 class Construction(NamedTuple):
-    """How a Hadamard matrix is made: a Paley matrix (order 1: none) times a power of two.
+    """How a Hadamard matrix is made: one of order `base` times a power of two.
 
     Attributes:
-        paley: Order of the Paley matrix; 1 without.
-        q: Its prime power; 0 without.
-        kind: 1 or 2; 0 without.
+        kind: `Sylvester` (base 1), `Paley I`, `Paley II` or `four circulants`.
+        base: Order of the first factor.
+        q: Prime power of a Paley matrix, size of the four circulants; 0 for Sylvester.
         power: The other factor, a power of two.
     """
 
-    paley: int
+    kind: str
+    base: int
     q: int
-    kind: int
     power: int
 
     def __str__(self) -> str:
-        if self.paley == 1:
+        if self.base == 1:
             return f"Sylvester {self.power}"
-        name = f"Paley {'I' * self.kind} of order {self.paley}, q = {self.q}"
+        name = f"{self.kind} of order {self.base}, {'m' if self.kind == _FOUR else 'q'} = {self.q}"
         return name if self.power == 1 else f"{name}, times Sylvester {self.power}"
+
+
+_FOUR = "four circulants"
+# Of the four circulants' first rows the places of -1, one place per orbit of the multipliers. Found here by search: rows that are constant
+# on the orbits, pairs of rows whose periodic autocorrelations add up to the negative of another pair's.
+_CIRCULANTS: dict[int, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
+    23: ((22,), ((1, 2, 5, 7, 9), (1, 2, 4, 6), (1, 2, 4, 5, 9, 10, 11), (3, 4, 5, 8, 9))),
+    29: (
+        (28,),
+        (
+            (3, 5, 8, 9, 10, 12),
+            (1, 7, 11, 13, 14),
+            (2, 3, 6, 7, 9, 12, 13, 14),
+            (3, 4, 7, 9, 12, 13, 14),
+        ),
+    ),
+    39: ((14, 16), ((3, 6, 7, 12, 13), (4, 6, 13, 21), (4, 6, 7, 12, 21), (2, 3, 7, 12, 13))),
+    43: ((4,), ((2, 3, 9), (1, 2, 6, 9), (2, 3, 6), (2, 6, 7))),
+}
 
 
 def find_construction(n: int) -> Construction | None:
@@ -62,13 +82,15 @@ def find_construction(n: int) -> Construction | None:
         return None
     power = n & -n
     if power == n:
-        return Construction(1, 0, 0, n)
+        return Construction("Sylvester", 1, 0, n)
     while power >= 1:
-        order = n // power
-        if order % 4 == 0 and (order - 1) % 4 == 3 and _prime_power(order - 1):
-            return Construction(order, order - 1, 1, power)
-        if order % 4 == 0 and (order // 2 - 1) % 4 == 1 and _prime_power(order // 2 - 1):
-            return Construction(order, order // 2 - 1, 2, power)
+        base = n // power
+        if base % 4 == 0 and base // 4 in _CIRCULANTS:
+            return Construction(_FOUR, base, base // 4, power)
+        if base % 4 == 0 and _prime_power(base - 1):
+            return Construction("Paley I", base, base - 1, power)
+        if base % 4 == 0 and (base // 2 - 1) % 4 == 1 and _prime_power(base // 2 - 1):
+            return Construction("Paley II", base, base // 2 - 1, power)
         power //= 2
     return None
 
@@ -82,13 +104,10 @@ def hadamard(n: int) -> Int8[Tensor, "row column"]:
     how = find_construction(n)
     if how is None:
         raise UnknownOption(
-            f"no Hadamard matrix of order {n} is known here; orders are 1, 2 and multiples of 4 that are a Paley order times a power of two"
+            f"no Hadamard matrix of order {n} is known here; orders are 1, 2 and multiples of 4 that are a Paley order or 92, 116, 156, 172 times a power of two"
         )
-    matrix = np.ones((1, 1), dtype=np.int8)
-    if how.kind == 1:
-        matrix = _paley_one(how.q)
-    elif how.kind == 2:
-        matrix = _paley_two(how.q)
+    make = {"Paley I": _paley_one, "Paley II": _paley_two, _FOUR: _four_circulants}.get(how.kind)
+    matrix = np.ones((1, 1), dtype=np.int8) if make is None else make(how.q)
     return torch.from_numpy(np.kron(matrix, _sylvester(how.power)))
 
 
@@ -171,6 +190,23 @@ def _paley_two(q: int) -> np.ndarray:
     plus = np.array([[1, 1], [1, -1]], dtype=np.int8)
     minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
     return np.kron(conference, plus) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
+
+
+def _four_circulants(m: int) -> np.ndarray:
+    """The array of Goethals and Seidel, with R the reversal of the order."""
+    multipliers, places = _CIRCULANTS[m]
+    rows = np.ones((4, m), dtype=np.int8)
+    for row, minus in zip(rows, places, strict=True):
+        reached, new = set(minus), set(minus)
+        while new:
+            new = {x * g % m for x in new for g in multipliers} - reached
+            reached |= new
+        row[list(reached)] = -1
+    shift = (np.arange(m)[None, :] - np.arange(m)[:, None]) % m
+    a, b, c, d = (row[shift] for row in rows)
+    br, cr, dr = (x[:, ::-1] for x in (b, c, d))
+    btr, ctr, dtr = (x.T[:, ::-1] for x in (b, c, d))
+    return np.block([[a, br, cr, dr], [-br, a, -dtr, ctr], [-cr, dtr, a, -btr], [-dr, -ctr, btr, a]])
 
 
 def _jacobsthal(q: int) -> np.ndarray:

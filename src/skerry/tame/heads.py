@@ -124,7 +124,7 @@ def _errors(anatomy: Anatomy, heads: dict[int, Heads]) -> dict[int, float]:
         return edit
 
     ids = trial_ids(anatomy.config, _NUM_TOKENS)
-    with quiet(anatomy.model), torch.inference_mode(False):
+    with quiet(anatomy.model), torch.inference_mode(False), torch.no_grad():
         with change(anatomy, {Site(layer, "attn.mix"): keep(layer) for layer in heads}):
             run(anatomy, ids)
         edits = {Site(layer, "attn.v"): turn(layer) for layer in heads}

@@ -300,25 +300,32 @@ class _Finder:
             norm = Norm(self.paths[id(call.module)], call.module, "rms")
             if norm.gain is not None and id(norm.gain) in self.sites:
                 norm.plus = self.anatomy.matrices[self.sites[id(norm.gain)]].matrix.plus
+            # Where x has next to no mean both are near; the nearer one is what is computed.
+            wrong = {}
             for kind in ("rms", "layer"):
                 norm.kind = kind  # type: ignore[assignment]
-                if self._computes(norm, call.x, y):
-                    self.norms[id(call.module)] = norm
-                    return norm
+                wrong[kind] = self._error(norm, call.x, y)
+            norm.kind = min(wrong, key=lambda k: wrong[k])  # type: ignore[assignment,arg-type]
+            if wrong[norm.kind] <= self.trace.tolerance:
+                self.norms[id(call.module)] = norm
+                return norm
         return None
 
-    def _computes(self, norm: Norm, x: Tensor, y: Tensor) -> bool:
-        """Whether y = gain * c / sqrt(mean(c^2) + eps) + bias for some eps, with c = x or x without its mean."""
+    def _error(self, norm: Norm, x: Tensor, y: Tensor) -> float:
+        """How far y is from gain * c / sqrt(mean(c^2) + eps) + bias with c = x or x without its mean, for any factor per token.
+
+        Infinite where the factors belong to no eps.
+        """
         x, y = x.double().reshape(-1, x.shape[-1]), y.double().reshape(-1, y.shape[-1])
         c = x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
         gain = torch.ones(len(c[0])).to(c) if norm.gain is None else norm.gain.detach().double() + norm.plus
         y = y if norm.bias is None else y - norm.bias.detach().double()
         shape = c * gain
         factor = (y * shape).sum(-1) / shape.square().sum(-1)
-        wrong = (y - factor[:, None] * shape).norm() > self.trace.tolerance * y.norm()
+        wrong = float((y - factor[:, None] * shape).norm() / y.norm())
         eps = factor.square().reciprocal() - c.square().mean(-1)
         spread = (eps - eps.median()).abs() * factor.square()
-        return not wrong and bool((spread <= 100 * self.trace.tolerance).all())
+        return wrong if bool((spread <= 100 * self.trace.tolerance).all()) else float("inf")
 
     def _no_other_readers(self) -> None:
         """Refuse a module that reads the stream or a norm of it, has weights of its width and is not among the readers."""

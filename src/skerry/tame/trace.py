@@ -118,7 +118,7 @@ def record(anatomy: Anatomy) -> Trace:
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         device = next(anatomy.model.parameters()).device
         kwargs = {"use_cache": False} if hasattr(anatomy.config, "use_cache") else {}
-        with quiet(anatomy.model), torch.inference_mode(False):
+        with quiet(anatomy.model), torch.inference_mode(False), torch.no_grad():
             anatomy.model(trial_ids(anatomy.config, NUM_TOKENS).to(device), **kwargs)
     finally:
         for handle in handles:
