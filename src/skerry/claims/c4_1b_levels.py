@@ -5,7 +5,8 @@ range of the widest channel would do. With [l_j, u_j] the range of channel j:
 
     waste = 1 - max_j (u_j - l_j) / 2a           share of the levels that are spent on asymmetry            bar 1/4
 
-over the tensors that linear maps read and that have outlier channels. A quarter of the levels is 0.4 bits. The part of it that is never
+over the tensors at attn.in and mlp.in, where OS+ shifts, that have outlier channels. What follows an activation function is left out: it is one-sided
+with and without outliers. A quarter of the levels is 0.4 bits. The part of it that is never
 reached by any value at all, 1 - (max - min) / 2a, is told with it. Limit: a tensor whose channels are all symmetric has waste 0.
 """
 
@@ -17,7 +18,7 @@ from skerry.claims.statistics import decide, mean_over
 from skerry.claims.words import counted, percent_span
 from skerry.outliers.finding import SiteProfile
 
-READ = ("attn.in", "attn.mix", "mlp.in", "mlp.down.in")
+READ = ("attn.in", "mlp.in")
 BAR = 0.25
 
 
@@ -33,7 +34,7 @@ def judge(evidence: Evidence) -> Judged:
     outliers = {(f.layer, f.site, f.expert) for f in evidence.findings if f.type == "outlier channel"}
     with_outliers = [s for s in read if _key(s) in outliers]
     if not with_outliers:
-        raise NotApplicable("the scan found no outlier channel in what linear maps read")
+        raise NotApplicable("the scan found no outlier channel at attn.in or mlp.in")
     spent = [_wasted(s, *ends[_key(s)]) for s in with_outliers]
     never = [_never(*ends[_key(s)]) for s in with_outliers]
     others = [_wasted(s, *ends[_key(s)]) for s in read if _key(s) not in outliers]
@@ -77,7 +78,7 @@ CLAIM = Claim(
     section="4.1",
     source="Wei et al. 2023, OS+ (arXiv 2304.09145), section 3",
     statement="Outliers are asymmetric, which forces a wider symmetric range and wastes many of its levels.",
-    measured="1 - (range of the widest channel) / (2 max |x|) in the tensors that linear maps read and that have outlier channels, mean over "
+    measured="1 - (range of the widest channel) / (2 max |x|) at attn.in and mlp.in, in the tensors that have outlier channels, mean over "
     "tensors: levels of a symmetric grid that would be free if every channel stood at its own centre.",
     rule="Supported when the whole 95 % interval over tensors lies above a quarter of the levels, refuted when it lies below, else inconclusive.",
     effect_name="levels spent on asymmetry",

@@ -11,7 +11,7 @@ from .impact_data import Costs, change, place, unit
 from .lifecycle import picture
 from .trace_data import Row, known
 
-WIDTH = 400.0
+WIDTH = 440.0
 _MOST_SITES = 16
 _NAMES = {"inputs": "inputs of linear maps", "residual": "the residual stream"}
 
@@ -22,7 +22,8 @@ def grid_chart(costs: Costs) -> str:
     if not rows:
         return ""
     label, right = 118.0, WIDTH - 6
-    x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, right - 138)
+    end = right - _room(rows)
+    x = symlog((v for r in rows for v in (r["change"], r["ci_low"], r["ci_high"])), label + 8, end)
     body = [charts.text(0, 12, _title("Damage of the whole model quantized", costs), cls="ct")]
     top, y = 24.0, 24.0
     for r in rows:
@@ -33,7 +34,7 @@ def grid_chart(costs: Costs) -> str:
             charts.text(right, y + 12, change(r), cls="v", anchor="end"),
         ]
         y += 20
-    rule(x, x=(label, right), y=(top, y), body=body, vertical=False)
+    rule(x, x=(label, end), y=(top, y), body=body, vertical=False)
     told = "; ".join(f"{r['scheme']}: {change(r)}" for r in rows)
     return picture(
         body,
@@ -43,6 +44,11 @@ def grid_chart(costs: Costs) -> str:
         description=told,
         cls="costs",
     )
+
+
+def _room(rows: Sequence[Row]) -> float:
+    """What the longest number with its interval takes at the right."""
+    return 14 + 6.2 * max(len(change(r)) for r in rows)
 
 
 def _title(words: str, costs: Costs) -> str:
@@ -63,7 +69,8 @@ def sites_chart(costs: Costs) -> str:
     schemes = list(dict.fromkeys(r["scheme"] for r in rows))
     label, right = 132.0, WIDTH - 6
     every = ("change", "ci_low", "ci_high", *_WITHOUT)
-    x = symlog((r[k] for r in rows for k in every), label + 8, right - 116)
+    end = right - _room(rows)
+    x = symlog((r[k] for r in rows for k in every), label + 8, end)
     body = [charts.text(0, 12, _title("Damage of one site quantized alone", costs), cls="ct")]
     names = [
         "all quantized",
@@ -83,7 +90,7 @@ def sites_chart(costs: Costs) -> str:
         body += [dot(a, y + 8, i) for a, i in left]
         body += [dot(at, y + 8, 0), charts.text(right, y + 12, change(r), cls="v", anchor="end")]
         y += 20
-    rule(x, x=(label, right), y=(top, y), body=body, vertical=False)
+    rule(x, x=(label, end), y=(top, y), body=body, vertical=False)
     told = "; ".join(
         f"{place(r)}: {change(r)}, outlier channels {f.percent(r['share_channels'])}, outlier tokens {f.percent(r['share_tokens'])}"
         for r in rows

@@ -5,6 +5,7 @@ A part is there when the run has its table; when it is empty it says plainly tha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from markupsafe import Markup
@@ -115,7 +116,8 @@ def _site_words(costs: Costs) -> str:
 def _clip_words(costs: Costs) -> str:
     told = []
     for site, rows in costs.clipped.items():
-        worst = max(rows, key=lambda r: r["change"])
+        # The quantile that is usually taken, where it is there.
+        worst = min(rows, key=lambda r: abs(math.log((1 - r["quantile"] + 1e-9) / 1e-3)))
         grey = costs.controls(site).get(worst["quantile"], [])
         beside = f", the controls {f.number(min(grey))} to {f.number(max(grey))}" if grey else ""
         what = impact_charts.place_name(site)

@@ -101,7 +101,7 @@ def strip_chart(costs: Costs) -> str:
     groups = [layers[i : i + pool] for i in range(0, len(layers), pool)]
     values = [v for r in rows for v in (r["range_before"], r["range_after"]) if v > 0]
     low, high = min(values, default=1.0), max(values, default=1.0)
-    left = 104.0
+    left = 116.0
     cell = (WIDTH - left) / max(6, len(groups))
     body = [charts.text(0, 12, "Range of each tensor by layer", cls="ct")]
     y = _legend(low, high, body)

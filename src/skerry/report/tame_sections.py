@@ -193,7 +193,7 @@ def _by_damage(costs: Costs, scheme: str) -> list[Row]:
 
 def method_name(r: Row) -> str:
     """How a method is called."""
-    name = "without any method" if r["method"] == "none" else f.tidy(r["method"])
+    name = "no method" if r["method"] == "none" else f.tidy(r["method"])
     return f"{name} (chosen)" if r["chosen"] else name
 
 
