@@ -550,13 +550,31 @@ def test_weights_found_elsewhere_are_stored_as_they_are(tmp_path):
         export(asked(model, "w4a16-g16", weights={dense.name: (found + 1e-3, grid)}), tmp_path / "more")
 
 
-def test_only_some_maps_of_a_routed_model(tmp_path):
-    model = zoo.tiny("mixtral")
-    attention = frozenset(d.name for d in dense_maps(resolve(model)) if "self_attn" in d.name)
-    done = export(asked(model, "w8a8", only=attention), tmp_path / "out")
+def attention_of(model):
+    return frozenset(d.name for d in dense_maps(resolve(model)) if "self_attn" in d.name)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("mixtral", "wfp8afp8"), ("gpt_oss", "w8a8")])
+def test_only_some_maps_of_a_routed_model(name, scheme, tmp_path):
+    model = zoo.tiny(name)
+    done = export(asked(model, scheme, only=attention_of(model)), tmp_path / "out")
     assert done.readback.max_relative_error == 0.0
     config = config_in(tmp_path / "out")["quantization_config"]
-    assert config["config_groups"]["group_0"]["targets"] == sorted(attention)
+    assert config["config_groups"]["group_0"]["targets"] == sorted(attention_of(model))
+
+
+def test_float_experts_that_transformers_would_lose_beside_integer_maps_are_refused(tmp_path):
+    model = zoo.tiny("qwen3_moe")
+    with pytest.raises(
+        NotPossible, match=r"experts\.gate_up_proj\[0\] stays float beside integer maps.*wfp8afp8"
+    ):
+        export(asked(model, "w8a8", only=attention_of(model)), tmp_path / "out")
+    assert nothing_in(tmp_path)
+
+
+def test_a_name_that_no_map_has_is_refused(tmp_path):
+    with pytest.raises(NotPossible, match=r"lm_head is no linear map of the model's blocks"):
+        export(asked(zoo.tiny("llama"), "w8a8", only=frozenset({"lm_head"})), tmp_path / "out")
 
 
 REFUSED_MAPS = {
@@ -579,7 +597,7 @@ def test_maps_that_a_reader_would_leave_alone_or_misread_are_refused(name, schem
 REFUSED_SCHEMES = {
     "w4a16-g16-asym": "transformers 5.23 fails on zero points of weights",
     "w6a6": "weights of 6 bits have no reader",
-    "w8a8-kv8": "transformers ignores a quantized cache",
+    "w8a8kv8": "transformers ignores a quantized cache",
     "w8a8-attn": "products of attention have no place",
     "inputs=int8:token": "the weights must be quantized",
     "wmxfp4amxfp4": "mxfp4 weights load on CUDA only",

@@ -22,19 +22,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from skerry.anatomy.dense import Dense, dense_maps
+from skerry.anatomy.dense import dense_maps
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.resolve import resolve
 from skerry.anatomy.watch import first_tensor
 from skerry.errors import MissingExtra, NotPossible
 from skerry.impact.quantize import Grid, observe, to_levels
-from skerry.impact.scheme import Scheme, TensorSpec, check_group
+from skerry.impact.scheme import Scheme, TensorSpec
 from skerry.impact.simulate import Simulation
+from skerry.tame.export_compressed_refuse import (
+    refuse_flat_inputs,
+    refuse_float_experts,
+    refuse_maps,
+    refuse_scheme,
+)
 from skerry.tame.export_float import make_shell, write_float
 from skerry.tame.export_form import Export, Prepared, dtype_of, in_dtype, write_tokenizer
 from skerry.tame.readback import BOUNDS, Readback, fixed_ids, outputs_of, read_back
-
-_FLOAT_INSTEAD = "; the float model can be exported: form 'float'"
 
 
 class Stored(NamedTuple):
@@ -110,7 +114,7 @@ def make_plan(
     wanted = None if only is None else frozenset(only)
     maps = [d for d in dense_maps(anatomy) if wanted is None or d.name in wanted]
     packed = scheme.inputs is None and spec.format.is_integer
-    _refuse_maps(maps, wanted, weights, spec, packed=packed)
+    refuse_maps(maps, wanted, weights, spec, packed=packed)
     stored = {}
     for dense in maps:
         dtype = dense.parameter.dtype
@@ -132,79 +136,6 @@ def make_plan(
                 tensors["input_zero_point"] = inputs.zero_point.to(torch.int8).reshape(1)
         stored[dense.name] = Stored(tensors, weight, inputs)
     return Plan(stored, _config(anatomy, scheme, set(stored)))
-
-
-def refuse_scheme(scheme: Scheme) -> TensorSpec:
-    """The spec of the weights.
-
-    Raises:
-        NotPossible: The format, or its reader in transformers, cannot express the scheme.
-    """
-
-    def refuse(why: str) -> NotPossible:
-        return NotPossible(f"scheme {scheme} cannot be exported to compressed-tensors: {why}{_FLOAT_INSTEAD}")
-
-    if scheme.kv is not None:
-        raise refuse("transformers ignores a quantized cache of keys and values; leave kv out of the scheme")
-    if scheme.attention is not None:
-        raise refuse("the products of attention have no place in the format")
-    w, x = scheme.weights, scheme.inputs
-    if w is None:
-        raise refuse("the weights must be quantized")
-    for what, spec in (("weights", w), *((("inputs", x),) if x is not None else ())):
-        if spec.format.block:
-            raise refuse(
-                f"{spec.number} {what} load on CUDA only: transformers computes in bfloat16 there and fails on other types"
-            )
-        if spec.format.is_integer and spec.format.bits not in (4, 8):
-            raise refuse(
-                f"{what} of {spec.format.bits} bits have no reader: kernels of the format exist for 4 and 8"
-            )
-        if not spec.format.is_integer and spec.number != "fp8_e4m3":
-            raise refuse(f"{spec.number} {what} have no type in the format: its 8-bit float is fp8_e4m3")
-    if not w.symmetric:
-        raise refuse(
-            "transformers 5.23 fails on zero points of weights (size mismatch of weight_zero_point); use symmetric weights"
-        )
-    if x is None:
-        if w.format.is_integer and w.granularity == "tensor":
-            raise refuse("packed weights have one scale per channel or group, not per tensor")
-        return w
-    if x.format.is_integer != w.format.is_integer:
-        raise refuse("weights and inputs must both be integers or both floats")
-    if x.granularity not in ("token", "tensor"):
-        raise refuse(f"inputs with one grid per {x.granularity} have no reader; use token or tensor")
-    if x.dynamic and x.observer != "minmax":
-        raise refuse(
-            f"the range of dynamic inputs is their minimum and maximum when the model runs, not {x.observer}"
-        )
-    if x.format.bits < w.format.bits:
-        raise refuse(f"inputs of {x.format.bits} bits with weights of {w.format.bits} have no reader")
-    if x.format.is_integer and x.format.bits != 8:
-        raise refuse("int4 inputs have no reader; use int8 inputs")
-    return w
-
-
-def refuse_flat_inputs(model: nn.Module, scheme: Scheme, shapes: Mapping[str, int]) -> None:
-    """Refuse maps whose input has no axis of samples, where one grid per token is asked for.
-
-    compressed-tensors takes the first two axes for sample and token; of [row channel] it makes one grid for all tokens.
-
-    Args:
-        model: For the message.
-        scheme: The scheme.
-        shapes: Map to the number of axes of its input.
-
-    Raises:
-        NotPossible: There is such a map.
-    """
-    x = scheme.inputs
-    flat = [name for name, axes in shapes.items() if axes < 3]
-    if x is not None and x.dynamic and x.granularity == "token" and flat:
-        raise NotPossible(
-            f"{type(model).__name__}: {len(flat)} maps read [token channel] ({flat[0]}, ...), and the reader in transformers then takes one "
-            "grid for all tokens instead of one per token; leave these maps out (`only`), use static inputs, or export the float model"
-        )
 
 
 def prepare_compressed(export: Export, _form: str) -> Prepared:
@@ -230,6 +161,7 @@ def prepare_compressed(export: Export, _form: str) -> Prepared:
     plan = make_plan(
         anatomy, scheme, weights=export.weights, input_grids=export.input_grids, only=export.only
     )
+    refuse_float_experts(anatomy, shell.model, scheme)
     ids = fixed_ids(model)
     with _axes_read(anatomy, plan.maps) as axes, plan.simulation(scheme).open(anatomy):
         expected = outputs_of(model, ids)
@@ -272,48 +204,13 @@ def _axes_read(anatomy: Anatomy, names: Iterable[str]) -> Iterator[dict[str, int
 def pack(levels: Int[Tensor, "row column"], bits: int) -> Int[Tensor, "row word"]:
     """Signed levels of b bits as one stream of 32-bit words per row, least significant bits first, zeros behind the end."""
     rows, columns = levels.shape
-    unsigned = levels.to(torch.int64) + (1 << (bits - 1))
+    unsigned = levels.cpu().to(torch.int64) + (1 << (bits - 1))
     stream = (unsigned[..., None] >> torch.arange(bits)) & 1
     stream = stream.reshape(rows, columns * bits)
     stream = nn.functional.pad(stream, (0, -stream.shape[1] % 32)).reshape(rows, -1, 32)
     words = (stream << torch.arange(32)).sum(-1)
     # A word with its last bit set is negative as int32.
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
-
-
-def _refuse_maps(
-    maps: list[Dense],
-    wanted: frozenset[str] | None,
-    weights: Mapping[str, Any],
-    spec: TensorSpec,
-    *,
-    packed: bool,
-) -> None:
-    known = {d.name for d in maps}
-    if strange := sorted((set(wanted or ()) | set(weights)) - known):
-        raise NotPossible(
-            f"{strange[0]} is no linear map of the model's blocks{f' ({len(strange) - 1} more)' if len(strange) > 1 else ''}"
-        )
-    for dense in maps:
-        kind = type(dense.module).__name__
-        if dense.is_routed:
-            raise NotPossible(
-                f"{dense.name} is an expert inside one 3-D tensor ({kind}); the format's reader in transformers quantizes Linear modules "
-                f"only: name the other maps with `only`{_FLOAT_INSTEAD}"
-            )
-        if type(dense.module) is not nn.Linear and packed and isinstance(dense.module, nn.Linear):
-            raise NotPossible(
-                f"{dense.name} is a {kind}, whose code in transformers reads `weight`, and a packed map has none; quantize the inputs too "
-                f"(w8a8, w4a8), which is stored unpacked{_FLOAT_INSTEAD}"
-            )
-        if not isinstance(dense.module, nn.Linear) or dense.transposed:
-            raise NotPossible(
-                f"{dense.name} is a {kind}, and the format knows Linear modules: a loader would leave it unquantized without a word"
-                f"{_FLOAT_INSTEAD}"
-            )
-        check_group(dense.weight.shape[1], spec, dense.name)
-    if not maps:
-        raise NotPossible("no linear map is left to be quantized")
 
 
 def _store(

@@ -158,23 +158,9 @@ def _named_tensors(shell: Shell, layout: _Layout) -> dict[str, Tensor]:
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == layout.name)
     names = get_tensor_name_map(arch, config.num_hidden_layers)
     kind = type(model).__name__
-    # What a reader builds from the header: a bias that it does not foresee would be dropped.
-    settings = {s: getattr(config, s, None) for s in layout.header.values() if s != _ROPE}
-    with torch.device("meta"), hushed():
-        foreseen = {key: t.shape for key, t in type(model)(type(config)(**settings)).state_dict().items()}
     heads = _heads(config) if layout.interleaved else {}
     found: dict[str, Tensor] = {}
     for name, t in model.state_dict().items():
-        if name not in foreseen:
-            raise NotPossible(
-                f"{kind} cannot be exported to GGUF: the header cannot state that {name} is there, so a reader would drop it; "
-                "leave out the methods that make this bias"
-            )
-        if foreseen[name] != t.shape:
-            raise NotPossible(
-                f"{kind} cannot be exported to GGUF: {name} is {list(t.shape)}, and from the header that transformers knows a reader "
-                f"expects {list(foreseen[name])}"
-            )
         if getattr(config, "tie_word_embeddings", False) and name == "lm_head.weight":
             continue
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -186,7 +172,33 @@ def _named_tensors(shell: Shell, layout: _Layout) -> dict[str, Tensor]:
         found[new] = _interleave(t, heads[part]) if part in heads else t
     if not any("ffn_gate" in name for name in found):
         raise NotPossible(f"{kind} cannot be exported to GGUF: its blocks have no gate")
+    _check_header(model, layout)
     return found
+
+
+def _check_header(model: Any, layout: _Layout) -> None:
+    """Refuse what a reader would not expect from the header alone: it would drop a bias, or fail on a shape.
+
+    Raises:
+        NotPossible: There is such a tensor.
+    """
+    kind, config = type(model), model.config
+    settings = {s: getattr(config, s, None) for s in layout.header.values() if s != _ROPE}
+    with torch.device("meta"), hushed():
+        # The vocabulary may be smaller than the class's own special tokens.
+        bare = type(config)(**settings, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+        foreseen = {key: t.shape for key, t in kind(bare).state_dict().items()}
+    for name, t in model.state_dict().items():
+        if name not in foreseen:
+            raise NotPossible(
+                f"{kind.__name__} cannot be exported to GGUF: the header cannot state that {name} is there, so a reader would drop it; "
+                "leave out the methods that make this bias"
+            )
+        if foreseen[name] != t.shape:
+            raise NotPossible(
+                f"{kind.__name__} cannot be exported to GGUF: {name} is {list(t.shape)}, and from the header that transformers knows a "
+                f"reader expects {list(foreseen[name])}"
+            )
 
 
 def _heads(config: Any) -> dict[str, int]:
