@@ -17,7 +17,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from skerry.anatomy.dense import Dense
+from skerry.anatomy.model import Anatomy
+from skerry.anatomy.sites import Site
 from skerry.errors import UnknownOption
+from skerry.impact.pruning_scores import wanda
+from skerry.measure.gram import ColumnNorms, input_of
 
 OUTLIER_FACTOR = 5.0
 SPREAD = 0.08
@@ -63,3 +68,32 @@ def block_sparsities(
         low, high = (c, high) if weights @ np.clip(rise + c, 0, 1) < 1 - sparsity else (low, c)
     kept = np.clip(rise + (low + high) / 2, 0, 1)
     return {layer: float(1 - k) for layer, k in zip(layers, kept, strict=True)}
+
+
+def owl_sparsities(
+    anatomy: Anatomy,
+    maps: Sequence[Dense],
+    norms: Mapping[Site, ColumnNorms],
+    sparsity: float,
+    *,
+    factor: float = OUTLIER_FACTOR,
+    spread: float = SPREAD,
+) -> dict[int, float]:
+    """Sparsity of every block that has maps.
+
+    Args:
+        anatomy: The model.
+        maps: The maps that are pruned.
+        norms: Column norms of the untouched model by input.
+        sparsity: Of all maps together.
+        factor: The paper's M.
+        spread: The paper's lambda.
+    """
+    shares: dict[int, float] = {}
+    sizes: dict[int, int] = {}
+    for layer in sorted({d.layer for d in maps if d.layer is not None}):
+        members = [d for d in maps if d.layer == layer]
+        scores = [wanda(d.weight, norms[input_of(anatomy, d)].result().norms) for d in members]
+        shares[layer] = outlier_share(scores, factor)
+        sizes[layer] = sum(d.weight.numel() for d in members)
+    return block_sparsities(shares, sizes, sparsity, spread=spread)

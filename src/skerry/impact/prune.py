@@ -29,15 +29,17 @@ from skerry.anatomy.model import Anatomy
 from skerry.anatomy.sites import Site
 from skerry.anatomy.walk import Walk
 from skerry.corpus.batch import Batch
-from skerry.errors import EmptyBatch, UnknownOption, near_matches
-from skerry.impact.owl import OUTLIER_FACTOR, SPREAD, block_sparsities, outlier_share
+from skerry.errors import EmptyBatch, UnknownOption
+from skerry.impact.owl import OUTLIER_FACTOR, SPREAD, owl_sparsities
 from skerry.impact.pruning_scores import (
+    Method,
     keep_above,
     keep_of_groups,
     keep_of_map,
     keep_of_rows,
     kth_smallest,
     magnitude,
+    method_named,
     num_removed,
     parse_structure,
     wanda,
@@ -53,31 +55,6 @@ from skerry.measure.gram import (
     start_walk,
 )
 from skerry.run.progress import Progress, Silent
-
-
-class Method(NamedTuple):
-    """A way to prune.
-
-    Attributes:
-        score: magnitude, wanda, sparsegpt or random.
-        scope: Which weights are compared with each other: model, map, row or columns (so many columns of all rows).
-        by_block: Whether blocks get sparsities of their own (OWL).
-    """
-
-    score: str
-    scope: str
-    by_block: bool = False
-
-
-METHODS = {
-    "magnitude": Method("magnitude", "map"),
-    "magnitude-global": Method("magnitude", "model"),
-    "wanda": Method("wanda", "row"),
-    "owl": Method("wanda", "row", by_block=True),
-    "sparsegpt": Method("sparsegpt", "columns"),
-    "owl-sparsegpt": Method("sparsegpt", "columns", by_block=True),
-    "random": Method("random", "row"),
-}
 
 
 class Chosen(NamedTuple):
@@ -251,7 +228,7 @@ def find_pruning(
         UnknownOption: An unknown method, a sparsity out of range or against the structure, OWL with a structure, the head among the maps.
         EmptyBatch: A method that reads data, and no data.
     """
-    how, calibration = _method(method), calibration or Calibration()
+    how, calibration = method_named(method), calibration or Calibration()
     maps = dense_maps(anatomy) if maps is None else maps
     _check(how, sparsity, structure, maps)
     needs_walk = how.score == "sparsegpt" or (how.score == "wanda" and calibration.sequential)
@@ -263,7 +240,11 @@ def find_pruning(
     norms = calibration.norms
     if needs_norms and norms is None:
         norms = column_norms(anatomy, calibration.batches, maps)
-    by_block = owl_sparsities(anatomy, maps, norms or {}, sparsity, calibration) if how.by_block else {}
+    by_block = {}
+    if how.by_block:
+        by_block = owl_sparsities(
+            anatomy, maps, norms or {}, sparsity, factor=calibration.owl_factor, spread=calibration.owl_spread
+        )
     job = _Job(
         anatomy, how, sparsity, structure, calibration, by_block, on_map or _nobody, progress or Silent()
     )
@@ -274,35 +255,8 @@ def find_pruning(
     return Pruning(method, sparsity, masks, _Masked(masks), by_block)
 
 
-def owl_sparsities(
-    anatomy: Anatomy,
-    maps: Sequence[Dense],
-    norms: Mapping[Site, ColumnNorms],
-    sparsity: float,
-    calibration: Calibration,
-) -> dict[int, float]:
-    """OWL's sparsity of every block that has maps, from the norms of the untouched model."""
-    shares: dict[int, float] = {}
-    sizes: dict[int, int] = {}
-    for layer in sorted({d.layer for d in maps if d.layer is not None}):
-        members = [d for d in maps if d.layer == layer]
-        scores = [wanda(d.weight, norms[input_of(anatomy, d)].result().norms) for d in members]
-        shares[layer] = outlier_share(scores, calibration.owl_factor)
-        sizes[layer] = sum(d.weight.numel() for d in members)
-    return block_sparsities(shares, sizes, sparsity, spread=calibration.owl_spread)
-
-
 def _nobody(_chosen: Chosen) -> None:
     """Listens to nothing."""
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        near = near_matches(name, list(METHODS))
-        raise UnknownOption(
-            f"there is no pruning method {name!r}{f'; did you mean {near}?' if near else ''}; the methods are {', '.join(METHODS)}"
-        )
-    return METHODS[name]
 
 
 def _check(how: Method, sparsity: float, structure: str | None, maps: Sequence[Dense]) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 from skerry.anatomy.dense import Dense
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.sites import Site
-from skerry.impact.prune import METHODS, Chosen
-from skerry.impact.pruning_scores import kth_smallest, magnitude, num_removed
+from skerry.impact.prune import Chosen
+from skerry.impact.pruning_scores import METHODS, kth_smallest, magnitude, num_removed
 from skerry.measure.gram import ColumnNorms, input_of
 
 OUTLIER_STDS = 6.0
@@ -91,7 +91,7 @@ def conflict_rows(
         anatomy: The model.
         chosen: What was decided about the map.
         norms: Column norms of the untouched model by input.
-        method: A name of `impact.prune.METHODS`.
+        method: A name of `impact.pruning_scores.METHODS`.
         sparsity: Asked of the whole model.
         block: Columns that are compared together, for SparseGPT.
         common: Thresholds over all maps, for a method that compares over the model.

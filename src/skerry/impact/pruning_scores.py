@@ -11,14 +11,54 @@ scores the first go first. Limit: with inputs of equal norm Wanda is magnitude c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skerry.errors import UnknownOption
+from skerry.errors import UnknownOption, near_matches
 
 _BITS = 16  # of a score, sorted into bins at once
+
+
+class Method(NamedTuple):
+    """A way to prune.
+
+    Attributes:
+        score: magnitude, wanda, sparsegpt or random.
+        scope: Which weights are compared with each other: model, map, row or columns (so many columns of all rows).
+        by_block: Whether blocks get sparsities of their own (OWL).
+    """
+
+    score: str
+    scope: str
+    by_block: bool = False
+
+
+METHODS = {
+    "magnitude": Method("magnitude", "map"),
+    "magnitude-global": Method("magnitude", "model"),
+    "wanda": Method("wanda", "row"),
+    "owl": Method("wanda", "row", by_block=True),
+    "sparsegpt": Method("sparsegpt", "columns"),
+    "owl-sparsegpt": Method("sparsegpt", "columns", by_block=True),
+    "random": Method("random", "row"),
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownOption: With the near matches.
+    """
+    if name not in METHODS:
+        near = near_matches(name, list(METHODS))
+        raise UnknownOption(
+            f"there is no pruning method {name!r}{f'; did you mean {near}?' if near else ''}; the methods are {', '.join(METHODS)}"
+        )
+    return METHODS[name]
 
 
 def magnitude(weight: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:

@@ -18,8 +18,9 @@ from skerry.causes.bootstrap import bootstrap
 from skerry.corpus.batch import Batch
 from skerry.errors import EmptyBatch
 from skerry.impact.evaluate import Evaluator, Scores
-from skerry.impact.prune import METHODS, Calibration, Pruning, find_pruning
+from skerry.impact.prune import Calibration, Pruning, find_pruning
 from skerry.impact.pruning_conflict import conflict_rows, model_thresholds
+from skerry.impact.pruning_scores import METHODS
 from skerry.measure.gram import column_norms
 from skerry.run.progress import Progress, Silent
 
@@ -62,7 +63,7 @@ def price_pruning(
     Args:
         anatomy: The model.
         batches: Inputs; half of them calibrate and the others measure, unless there are inputs for calibration.
-        methods: Names of `impact.prune.METHODS`; `random` is the control.
+        methods: Names of `impact.pruning_scores.METHODS`; `random` is the control.
         sparsities: Shares removed.
         calibration: Inputs for calibration; then all `batches` measure.
         seed: Of the halves, the control and the intervals.
