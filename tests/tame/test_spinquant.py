@@ -231,6 +231,22 @@ def test_runs_with_one_seed_agree_and_budgets_are_kept():
     assert half.after <= half.before
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_was_loaded_under_inference_mode_learns_the_same(name):
+    plain = resolve(zoo.tiny(name))
+    with torch.inference_mode():
+        model = zoo.tiny(name)
+    anatomy = resolve(model)
+    batches, scheme = batches_of(model), Scheme.parse("w4a4")
+    one, two = (learn_rotation(a, batches, scheme, steps=3) for a in (plain, anatomy))
+    assert torch.equal(one.rotation.residual, two.rotation.residual)
+    two.rotation.fold(anatomy)
+    one.rotation.fold(plain)
+    with torch.no_grad():
+        ids = batches[0].input_ids
+        assert torch.equal(model(ids).logits, plain.model(ids).logits)
+
+
 def test_what_cannot_be_learned_is_refused():
     anatomy = resolve(zoo.tiny("llama"))
     scheme = Scheme.parse("w4a4")

@@ -183,7 +183,7 @@ class _Learner:
         self.batches, self.scheme = list(batches), scheme
         causal = Judge(anatomy).vocab is not None
         self.objective: Literal["loss", "distance"] = "loss" if causal else "distance"
-        self.anatomy = copy.deepcopy(anatomy)
+        self.anatomy = _copied(anatomy)
         self.model = self.anatomy.model.eval().requires_grad_(False)
         plan = plan_rotation(self.anatomy)
         start.fold(self.anatomy, plan)
@@ -290,6 +290,16 @@ class _Learner:
             new = part.turn(part.view(part.parameter), None if q is None else q.to(dtype), turned)
             out[part.name] = part.view(new)
         return out
+
+
+def _copied(anatomy: Anatomy) -> Anatomy:
+    """A copy whose tensors can be differentiated through, also where the model was loaded under inference mode."""
+    tensors = [t for t in (*anatomy.model.parameters(), *anatomy.model.buffers()) if t.is_inference()]
+    known: dict[int, Any] = {
+        id(t): nn.Parameter(t.clone(), requires_grad=False) if isinstance(t, nn.Parameter) else t.clone()
+        for t in tensors
+    }
+    return copy.deepcopy(anatomy, known)
 
 
 @contextmanager
