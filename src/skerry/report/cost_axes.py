@@ -24,6 +24,10 @@ SHAPES = (
 )
 
 
+_APART = 34.0
+"""Units of the drawing between the names of two ticks."""
+
+
 class Axis(NamedTuple):
     """A scale with its ticks.
 
@@ -65,16 +69,18 @@ def symlog(values: Iterable[float | int | None], start: float | int, end: float 
     room = (b - a) * 0.04
     a, b = a - room * (low < 0), b + room
     return Axis(
-        lambda v: start + (place(v) - a) / (b - a) * (end - start), _ticks(low, high, bend, b - a), False
+        lambda v: start + (place(v) - a) / (b - a) * (end - start),
+        _ticks(low, high, bend, (b - a) * max(1 / 9, _APART / max(1.0, abs(end - start)))),
+        False,
     )
 
 
-def _ticks(low: float | int, high: float | int, bend: float | int, length: float | int) -> list[float]:
+def _ticks(low: float | int, high: float | int, bend: float | int, gap: float | int) -> list[float]:
     powers = [bend * 10.0**k for k in range(12)]
     both = [0.0, *(p for p in powers if p <= high), *(-p for p in powers if -p >= low)]
     ticks: list[float] = []
     for t in sorted(both, key=abs):
-        if all(abs(math.asinh(t / bend) - math.asinh(u / bend)) > length / 7.5 for u in ticks):
+        if all(abs(math.asinh(t / bend) - math.asinh(u / bend)) > gap for u in ticks):
             ticks.append(t)
     return sorted(ticks)
 

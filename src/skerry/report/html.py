@@ -46,7 +46,7 @@ def html(
         record: What the run knows of how it was made (command, versions, seed, ...); shown as it is, `command` first.
         claims: Results of the claims, if they were judged; the section is there only then.
         notes: What the trace could not measure, in its own words.
-        cost_notes: The same of costs and taming.
+        cost_notes: The same of costs; see `skerry.report.impact_data.stage_notes`.
     """
     page = page_parts()
     costs = costs_from_tables(tables, notes=cost_notes, model=summary.model.name)

@@ -31,7 +31,7 @@ def grid_chart(costs: Costs) -> str:
         body += _whisker(r, x.at, y + 8)
         body += [
             dot(x.at(r["change"]), y + 8, 0),
-            charts.text(right, y + 12, change(r), cls="v", anchor="end"),
+            charts.text(right, y + 12, change(r, digits=2), cls="v", anchor="end"),
         ]
         y += 20
     rule(x, x=(label, end), y=(top, y), body=body, vertical=False)
@@ -48,7 +48,7 @@ def grid_chart(costs: Costs) -> str:
 
 def _room(rows: Sequence[Row]) -> float:
     """What the longest number with its interval takes at the right."""
-    return 14 + 6.2 * max(len(change(r)) for r in rows)
+    return 12 + 5.9 * max(len(change(r, digits=2)) for r in rows)
 
 
 def _title(words: str, costs: Costs) -> str:
@@ -67,28 +67,28 @@ def sites_chart(costs: Costs) -> str:
     if not rows:
         return ""
     schemes = list(dict.fromkeys(r["scheme"] for r in rows))
-    label, right = 132.0, WIDTH - 6
+    names = [place(r) if len(schemes) == 1 else f"{place(r)} {r['scheme']}" for r in rows]
+    label, right = min(176.0, 14 + 6.2 * max(map(len, names))), WIDTH - 6
     every = ("change", "ci_low", "ci_high", *_WITHOUT)
     end = right - _room(rows)
     x = symlog((r[k] for r in rows for k in every), label + 8, end)
     body = [charts.text(0, 12, _title("Damage of one site quantized alone", costs), cls="ct")]
-    names = [
+    series = [
         "all quantized",
         "outlier channels spared",
         *(["outlier tokens spared"] if _any(rows, _WITHOUT[1]) else []),
     ]
-    y = key(names, 30, WIDTH, body) + 2
+    y = key(series, 30, WIDTH, body) + 2
     top = y
-    for r in rows:
-        name = place(r) if len(schemes) == 1 else f"{place(r)} {r['scheme']}"
-        body.append(charts.text(label, y + 12, short_name(name, 22), cls="n", anchor="end"))
+    for name, r in zip(names, rows, strict=True):
+        body.append(charts.text(label, y + 12, short_name(name, 27), cls="n", anchor="end"))
         left = [(x.at(r[k]), i + 1) for i, k in enumerate(_WITHOUT) if known(r[k])]
         at = x.at(r["change"])
         if left:
             body.append(charts.line(min(a for a, _ in left), y + 8, at, y + 8, "g zero"))
         body += _whisker(r, x.at, y + 8)
         body += [dot(a, y + 8, i) for a, i in left]
-        body += [dot(at, y + 8, 0), charts.text(right, y + 12, change(r), cls="v", anchor="end")]
+        body += [dot(at, y + 8, 0), charts.text(right, y + 12, change(r, digits=2), cls="v", anchor="end")]
         y += 20
     rule(x, x=(label, end), y=(top, y), body=body, vertical=False)
     told = "; ".join(

@@ -44,7 +44,8 @@ class Costs:
 
     Attributes:
         rows: Rows by table name; a table that the run does not have is absent (an empty one: looked for and not found).
-        notes: What could not be measured, and why.
+        notes: What of the costs could not be measured, and why.
+        tame_notes: The same of taming.
         model: Name of the model.
         chosen: The method whose model was exported or would be; None where none was chosen.
         export: What was written, as plain values; None without an export.
@@ -53,6 +54,7 @@ class Costs:
 
     rows: Mapping[str, list[Row]]
     notes: tuple[str, ...] = ()
+    tame_notes: tuple[str, ...] = ()
     model: str = ""
     chosen: str | None = None
     export: Mapping[str, Any] | None = None
@@ -228,11 +230,11 @@ def ends(row: Mapping[str, Any], *, digits: int = 3) -> str:
     return f" [{f.number(row['ci_low'], digits=digits)}, {f.number(row['ci_high'], digits=digits)}]"
 
 
-def change(row: Mapping[str, Any]) -> str:
+def change(row: Mapping[str, Any], *, digits: int = 3) -> str:
     """A change with its sign and interval."""
     value = row.get("change")
     sign = "+" if known(value) and value is not None and value > 0 else ""
-    return f"{sign}{f.number(value)}{ends(row)}"
+    return f"{sign}{f.number(value, digits=digits)}{ends(row, digits=digits)}"
 
 
 def place(row: Mapping[str, Any]) -> str:
@@ -257,6 +259,7 @@ def costs_from_tables(
     tables: Mapping[str, pa.Table],
     *,
     notes: Sequence[str] = (),
+    tame_notes: Sequence[str] = (),
     model: str = "",
     document: Mapping[str, Any] | None = None,
 ) -> Costs:
@@ -264,7 +267,8 @@ def costs_from_tables(
 
     Args:
         tables: By name; others than those of costs and taming are left.
-        notes: What could not be measured, and why.
+        notes: What of the costs could not be measured, and why.
+        tame_notes: The same of taming; the document's come with them.
         model: Name of the model.
         document: What `tame.json` says.
     """
@@ -283,10 +287,11 @@ def costs_from_tables(
         chosen = chosen.get("method")
     card = told.get("model") or {}
     name = card.get("name", "") if isinstance(card, Mapping) else str(card)
-    every = [*notes, *(str(n) for n in told.get("notes", ()))]
+    taming = [*tame_notes, *(str(n) for n in told.get("notes", ()))]
     return Costs(
         rows=rows,
-        notes=tuple(dict.fromkeys(f.tidy(n) for n in every)),
+        notes=tuple(dict.fromkeys(f.tidy(n) for n in notes)),
+        tame_notes=tuple(dict.fromkeys(f.tidy(n) for n in taming)),
         model=f.tidy(model or str(name)),
         chosen=None if chosen is None else f.tidy(str(chosen)),
         export=told.get("export"),
@@ -306,12 +311,12 @@ def costs_from_run(run: Run) -> Costs:
 
 
 def stage_notes(run: Run) -> list[str]:
-    """What the stages of costs and taming had to say beside their numbers, each once."""
-    from skerry.claims.stages import IMPACT_STAGES
+    """What the stages of costs had to say beside their numbers, each once."""
+    from skerry.impact.document import STAGES
 
     notes = [
         str(note)
-        for stage in IMPACT_STAGES
+        for stage in STAGES
         if run.has(f"{stage}.json")
         for note in json.loads(run.text(f"{stage}.json")).get("notes", ())
     ]

@@ -53,7 +53,9 @@ def costs_view(costs: Costs) -> dict[str, Any]:
         "grid_head": drop_empty(GRID_HEAD, grid_rows(costs))[0],
         "grid": drop_empty(GRID_HEAD, grid_rows(costs))[1],
         "grid_notes": [
-            f"{f.tidy(r['scheme'])}: {f.tidy(r['note'])}" for r in costs["quantization_grid"] if r["note"]
+            line
+            for r in costs["quantization_grid"]
+            if r["note"] and (line := f"{r['scheme']}: {r['note']}") not in costs.notes
         ],
         "sites_chart": Markup(impact_charts.sites_chart(costs)),
         "site_head": SITE_HEAD,

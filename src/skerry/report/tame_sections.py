@@ -127,8 +127,8 @@ def tame_view(costs: Costs) -> dict[str, Any]:
         "skipped": skipped_lines(costs),
         "parts": part_rows(costs),
         "export": export_lines(costs),
-        "notes": list(costs.notes[:_NOTES]),
-        "more_notes": max(0, len(costs.notes) - _NOTES),
+        "notes": list(costs.tame_notes[:_NOTES]),
+        "more_notes": max(0, len(costs.tame_notes) - _NOTES),
     }
 
 

@@ -70,7 +70,7 @@ def tame_view(costs: Costs, *, export: Path | str | None = None) -> RenderableTy
         parts += [Text(), Text("Left alone", style="bold"), *(Text(line) for line in skipped[:_SKIPPED])]
         if len(skipped) > _SKIPPED:
             parts.append(Text(f"{f.count(len(skipped) - _SKIPPED, 'more reason')} in the run", style="dim"))
-    notes = [n for n in costs.notes if not any(n in line for line in skipped)]
+    notes = [n for n in costs.tame_notes if not any(n in line for line in skipped)]
     parts += [Text(f"Note: {n}", style="dim") for n in notes[:_NOTES]]
     if len(notes) > _NOTES:
         parts.append(Text(f"{f.count(len(notes) - _NOTES, 'more note')} in the run's tame.json", style="dim"))
