@@ -85,7 +85,8 @@ IMPACT_TABLES: dict[str, dict[str, Column]] = {
     },
     "clipping": {
         "site": Column(
-            _S, "what was clipped: `inputs` of all linear maps, or `residual`: the stream after every block but the last"
+            _S,
+            "what was clipped: `inputs` of all linear maps, or `residual`: the stream after every block but the last",
         ),
         "threshold": Column(
             _F,
