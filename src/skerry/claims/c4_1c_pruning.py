@@ -25,6 +25,8 @@ from skerry.claims.statistics import decide, resampled
 from skerry.claims.words import counted, percent, percent_span, span
 
 METHOD, SPARSITY = "magnitude-global", 0.5
+SHOWN = (METHOD, "wanda", "random")
+"""Methods in the figure: the one that is judged, one that reads the inputs, and the control."""
 BAR = 0.05
 
 
@@ -96,7 +98,7 @@ def _band(rows: list[Row], method: str) -> float | None:
 
 
 def _figure(evidence: Evidence, outcome: str) -> Figure:
-    rows = [r for r in damage_rows(evidence, "pruning") if r["sparsity"] is not None]
+    rows = [r for r in damage_rows(evidence, "pruning") if r["sparsity"] is not None and r["method"] in SHOWN]
     return Figure(
         kind="line",
         x=tuple(r["sparsity"] for r in rows),
