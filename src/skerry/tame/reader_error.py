@@ -8,7 +8,6 @@ by the same z and s. Readers that the scheme leaves alone (routers) cost nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,8 @@ from skerry.impact.quantize import Grid, fake_quantize, find_grid
 from skerry.impact.scheme import Scheme, TensorSpec
 from skerry.tame.reading import ChannelRange, Reading
 
-RoundWeight = Callable[[Float[Tensor, "row column"]], Tensor]
+# Rows of a weight that are in float64 at once.
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,13 @@ class ReaderError:
 
 
 def scaled_weight(dense: Dense, scale: Float[Tensor, "column"] | None) -> Float[Tensor, "row column"]:
-    """W * s as a fold would store it: computed in float64 where that matters, rounded once."""
+    """W * s as a fold stores it, bit for bit: the largest |w| of a slice lies half-way between two levels, so a last bit decides."""
     weight = dense.weight
     if scale is None:
         return weight.contiguous()
-    wide = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-    return (weight.to(wide) * scale.to(weight.device, wide)).to(weight.dtype).contiguous()
+    wide = scale.to(weight.device).double()
+    parts = [(part.double() * wide).to(weight.dtype) for part in weight.split(_ROWS_AT_ONCE)]
+    return torch.cat(parts).contiguous()
 
 
 def static_grid(rows: Float[Tensor, "row channel"], of: ChannelRange, spec: TensorSpec) -> Grid | None:
