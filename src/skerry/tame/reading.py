@@ -9,6 +9,7 @@ text. A routed expert reads its own tokens. Limit: one token is its own range.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from skerry.anatomy.coarse import coarse
 from skerry.anatomy.dense import Dense
 from skerry.anatomy.model import Anatomy, run
 from skerry.anatomy.quiet import quiet
@@ -28,6 +30,10 @@ from skerry.impact.rows import RowEdit, Rows, change_rows
 from skerry.measure.gram import input_of
 from skerry.measure.sketch import QuantileSketch, histogram
 from skerry.run import Progress, Silent
+from skerry.tame.memory import sized
+
+# Tokens that are run at once: products are at full speed, and what lies between them stays small.
+TOKENS_AT_ONCE = 1024
 
 
 class ChannelRange(NamedTuple):
@@ -86,6 +92,7 @@ class Ask:
         sizes: Histogram of |x|.
         tokens: Extremes of every token.
         spike: The row with the largest |x|.
+        coarse: Ranges need not be exact: products are computed with fewer digits where that is faster (see `anatomy/coarse.py`).
     """
 
     num_rows: int = 0
@@ -93,6 +100,7 @@ class Ask:
     sizes: bool = False
     tokens: bool = False
     spike: bool = False
+    coarse: bool = False
 
 
 @dataclass(eq=False)
@@ -201,6 +209,7 @@ def read_inputs(
         if site not in by_input:
             first[dense] = by_input[site] = Reading()
         plan[dense.name] = by_input[site]
+    batches = [piece for b in batches for piece in sized([b], max(1, TOKENS_AT_ONCE // b.keep.shape[1]))]
     drawn = _draw(batches, ask.num_rows, seed)
     now: dict[str, Any] = {}
 
@@ -217,7 +226,10 @@ def read_inputs(
 
     listener = progress or Silent()
     listener.start(stage, len(batches), "batch")
-    with quiet(anatomy.model), change_rows(anatomy, {d: reader(d, r) for d, r in first.items()}):
+    with quiet(anatomy.model), ExitStack() as stack:
+        stack.enter_context(change_rows(anatomy, {d: reader(d, r) for d, r in first.items()}))
+        if ask.coarse:
+            stack.enter_context(coarse(anatomy))
         for batch, chosen in zip(batches, drawn, strict=True):
             now.update(batch=batch, drawn=chosen)
             run(anatomy, batch.input_ids, batch.keep)

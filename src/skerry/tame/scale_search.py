@@ -40,6 +40,7 @@ def search_scales(
     num_rows: int = ROWS,
     mean: bool = False,
     float_inputs: bool = False,
+    coarse: bool = False,
 ) -> Found:
     """Read what the seams' readers read, in one pass, and choose a scale for each seam.
 
@@ -52,13 +53,14 @@ def search_scales(
         num_rows: Tokens on which losses are computed.
         mean: Whether proposals need mean |x|.
         float_inputs: The loss of rounding the weights alone.
+        coarse: Proposals need ranges to a percent only.
     """
     maps = list({d.name: d for seam in seams for d in seam.readers}.values())
     readings = read_inputs(
         job.anatomy,
         maps,
         job.batches,
-        Ask(num_rows=num_rows if guard else 0, mean=mean),
+        Ask(num_rows=num_rows if guard else 0, mean=mean, coarse=coarse),
         seed=job.seed,
         progress=job.progress,
         stage=f"{method}: calibration",

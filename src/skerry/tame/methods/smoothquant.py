@@ -64,7 +64,16 @@ def find(job: Job) -> Found:
         return [smooth_scale(x_max, w_max, alpha) for alpha in alphas]
 
     guard = options["guard"] or len(alphas) > 1
-    found = search_scales(job, seams, propose, method="smoothquant", guard=guard, num_rows=options["tokens"])
+    # s takes a root of the range: 1 % of max|x| is half a percent of s, far below what another text would change.
+    found = search_scales(
+        job,
+        seams,
+        propose,
+        method="smoothquant",
+        guard=guard,
+        num_rows=options["tokens"],
+        coarse=True,
+    )
     found.notes[:0] = notes
     return found
 

@@ -1,0 +1,45 @@
+"""Products with half the digits where the processor multiplies them several times as fast, for passes that only look at ranges.
+
+    y = bf16(x) bf16(W)^T,  summed in float32
+
+Every product is then right to 2^-8, its sum to that share of the terms' size over the square root of their number. The range of a channel,
+of which a scale takes a power below 1, is known from a sample of the text anyway, and to no more than a percent.
+
+Only on processors with instructions for it (AMX, AVX512-BF16); elsewhere, in other dtypes and on other devices nothing changes. Limit: values
+that bf16 holds exactly give exact products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from skerry.anatomy.model import Anatomy
+
+
+def can_be_coarse(anatomy: Anatomy) -> bool:
+    """Whether coarse products are faster here: float32 on a processor with instructions for bf16."""
+    first = next(anatomy.model.parameters())
+    if first.dtype != torch.float32 or first.device.type != "cpu":
+        return False
+    if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
+        return False
+    asked = (getattr(torch.cpu, n, None) for n in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(ask is not None and ask() for ask in asked)
+
+
+@contextmanager
+def coarse(anatomy: Anatomy) -> Iterator[bool]:
+    """Coarse products while open, where they are faster; gives whether they are."""
+    if not can_be_coarse(anatomy):
+        yield False
+        return
+    place = torch.backends.mkldnn.matmul
+    before = place.fp32_precision
+    place.fp32_precision = "bf16"
+    try:
+        yield True
+    finally:
+        place.fp32_precision = before
