@@ -29,6 +29,9 @@ from skerry.tame.transform import SeamChange, Transform, outputs, relative_error
 
 TABLE = "seam kind layer site threshold threshold_low scale_min scale_max num_scaled shift_max range_before range_after loss_before loss_after candidates seconds skipped"
 
+# Families without a norm whose scale can be undone: no gain, a norm behind the sublayer, a shortcut inside a module.
+WITHOUT_GAINS = ("opt_350m", "olmo", "olmo2", "olmo3", "distilbert")
+
 
 def job_of(model, bits="w8a8", *, num=6, length=12, padding=None, **options):
     """A job on a small model, or on the zoo's of that name."""
@@ -60,11 +63,11 @@ def rounding_error(job, found, ids=None):
 def test_every_transform_is_exact_on_every_family_or_refused_by_name(name, method):
     job = job_of(name, padding="right")
     before = {k: v.clone() for k, v in job.anatomy.model.state_dict().items()}
-    try:
-        found = METHODS[method].find(job)
-    except NotPossible as error:
-        assert method in str(error) and "seams of the kind" in str(error)
+    if method != "awq" and name in WITHOUT_GAINS:
+        with pytest.raises(NotPossible, match=f"{method} changes the scale on seams of the kind norm"):
+            METHODS[method].find(job)
         return
+    found = METHODS[method].find(job)
     assert all(v.equal(before[k]) for k, v in job.anatomy.model.state_dict().items())
     rows = found.rows["seam_changes"]
     changed = {row["seam"] for row in rows if row["skipped"] is None}

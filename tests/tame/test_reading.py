@@ -1,5 +1,7 @@
 """What maps read in calibration, and the loss of a change of a seam, against definitions written out."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import zoo
@@ -64,10 +66,7 @@ def test_readings_do_not_depend_on_how_the_text_is_cut_into_batches(cuts, seed):
     model = zoo.tiny("llama")
     anatomy, [whole] = resolve(model), batches_of(model, num=8, padding="right")
     edges = [0, *sorted(cuts), 8]
-    parts = [
-        Batch(whole.input_ids[a:b], whole.keep[a:b], whole.sample[a:b])
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [Batch(whole.input_ids[a:b], whole.keep[a:b], whole.sample[a:b]) for a, b in pairwise(edges)]
     maps, ask = dense_maps(anatomy), Ask(num_rows=20, mean=True, sizes=True)
     one, many = (read_inputs(anatomy, maps, text, ask, seed=seed) for text in ([whole], parts))
     for name, reading in one.items():

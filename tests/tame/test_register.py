@@ -117,12 +117,13 @@ def test_a_pipeline_that_is_taken_has_its_transforms_first_and_rounds_once(words
     assert sum(m.kind == "weights" for m in methods) <= 1
 
 
-def test_single_methods_and_pairs_of_them_are_taken_or_told():
-    for a, b in itertools.permutations(METHODS, 2):
-        try:
-            assert names(f"{a},{b}") == [a, b]
-        except UnknownOption as error:
-            assert len(str(error)) > 40
+def test_pairs_of_a_transform_and_anything_behind_it_are_taken():
+    transforms = [m for m in METHODS.values() if m.kind == "transform"]
+    others = [m for m in METHODS.values() if m.kind != "transform"]
+    for first, second in itertools.product(transforms, others):
+        assert names(f"{first.name},{second.name}") == [first.name, second.name]
+        with pytest.raises(UnknownOption, match="transforms come first"):
+            parse_pipeline(f"{second.name},{first.name}")
 
 
 def test_a_method_without_anything_to_round_is_refused():

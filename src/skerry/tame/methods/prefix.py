@@ -31,6 +31,7 @@ from skerry.anatomy.watch import trial_ids
 from skerry.causes.outcome import last_hidden
 from skerry.corpus.batch import Batch
 from skerry.errors import EmptyBatch, NotPossible
+from skerry.impact.calibrate import check_finite
 from skerry.impact.rows import RowEdit, Rows, change_rows
 from skerry.run import Progress
 from skerry.tame.export_refuse import RUNTIME
@@ -96,7 +97,8 @@ def is_causal(anatomy: Anatomy) -> bool:
     other[0, -1] = ids[0, 0]
     with quiet(anatomy.model):
         one, two = (last_hidden(run(anatomy, x))[0, :-1].float() for x in (ids, other))
-    return float((one - two).abs().max()) <= 1e-3 * float(one.abs().max())
+    # A model that gives NaN here is not taken for an encoder: reading the text says where the NaN is.
+    return not float((one - two).abs().max()) > 1e-3 * float(one.abs().max())
 
 
 def read_sizes(
@@ -106,6 +108,7 @@ def read_sizes(
 
     Raises:
         EmptyBatch: There is no text.
+        BrokenModel: NaN in what a map reads; the input, the block and the map are named.
         NotPossible: The forward does not tell which row is which token.
     """
     if not sum(b.num_tokens for b in batches):
@@ -116,6 +119,7 @@ def read_sizes(
         def read(x: Tensor, places: Rows | None) -> Tensor:
             if places is None:
                 raise NotPossible(f"the forward does not tell which row of {dense.name} is which token")
+            check_finite(x, places, dense, found[-1].batch)
             here = found[-1].by_layer.setdefault(
                 dense.layer or 0, torch.zeros(found[-1].batch.keep.numel(), device=x.device)
             )

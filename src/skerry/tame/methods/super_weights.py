@@ -1,10 +1,11 @@
 """Super weights: the single entries of down projections that make a block's largest output out of its largest input stay as they are.
 
-    k = argmax_i |x_i|,  j = argmax_i |y_i|  at the token with the largest |x|,  y = W x + b        entry W_jk
+    j = argmax_i |y_i|,  k = argmax_i |x_i W_ji|  at the token with the largest |x|,  y = W x + b        entry W_jk
 
-Yu et al. 2024 (arXiv 2411.07191), section 3: both spikes tell the entry's place. Their spikes are read off a plot; here one is 50 x the
-median |x| of its site, |W_jk| is 10 x the median |w|, and the one product x_k W_jk explains at least half of y_j (as
-`skerry.outliers.super_weights` has it). Then the entries are zeroed, the text is read again, and so on until no more is found.
+Yu et al. 2024 (arXiv 2411.07191), section 3: the spikes of input and output tell the entry's place; there k = argmax_i |x_i|, which is the
+same entry until that one is zeroed. Their spikes are read off a plot; here one is 50 x the median |x| of its site, |W_jk| is 10 x the median
+|w|, and the one product x_k W_jk explains at least half of y_j (as `skerry.outliers.super_weights` has it). Then the entries are zeroed, the
+text is read again, and so on until no more is found.
 
 With the option `z` the other weights are clipped at mean|w| + z std|w| of their slice of the grid before they are rounded (section 4.2).
 Kept entries count for no range. A checkpoint has one number format per map, so this cannot be exported.
@@ -132,7 +133,7 @@ def _medians(dense: Dense, reading: Reading) -> Medians:
 def crossing(
     dense: Dense, reading: Reading, known: list[Entry], medians: Medians, options: dict[str, float]
 ) -> Entry | None:
-    """The entry at the crossing of the largest input and the largest output it goes with; None where it is no super weight.
+    """The entry that makes the largest output out of a large input; None where it is no super weight.
 
     Args:
         dense: The down projection.
@@ -146,7 +147,8 @@ def crossing(
     x = reading.spike.row
     weight = _without(dense, known)
     y = _outputs(dense, weight, x[None])[0]
-    column, row = int(x.abs().argmax()), int(y.abs().argmax())
+    row = int(y.abs().argmax())
+    column = int((x * weight[row].to(x)).abs().argmax())
     entry = Entry(row, column, float(weight[row, column]), float(x[column]), float(y[row]))
     spikes = abs(entry.x) >= options["spike"] * medians.x and abs(entry.y) >= options["spike"] * medians.y
     large = abs(entry.weight) >= options["weight"] * medians.weight
