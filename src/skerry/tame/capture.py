@@ -19,7 +19,7 @@ from skerry.tame.rounded import instead
 from skerry.tame.threshold import Ranges
 
 # Tokens of a piece: what is run at once. Small pieces stay in the cache, and a search can stop behind each.
-PIECE_TOKENS = 512
+PIECE_TOKENS = 256
 
 
 def pieces(batches: Sequence[Batch], *, tokens: int = PIECE_TOKENS) -> list[Batch]:

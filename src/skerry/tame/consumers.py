@@ -15,7 +15,7 @@ that a loss of 0.01 means an error of one percent of the signal's energy in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,10 @@ from skerry.tame.transform import SeamChange
 
 ATTENTION = {"w.q", "w.k", "w.v"}
 GATED = {"w.gate", "w.up"}
+
+
+def _never(_piece: int, _total: float) -> bool:
+    return False
 
 
 def is_router(dense: Dense) -> bool:
@@ -180,7 +184,7 @@ class Consumer:
     def weigh(self, views: Sequence[View]) -> None:
         """Set the weights of the groups from some pieces."""
         tokens = sum(v.num_tokens for v in views)
-        sums = [sum(g.energy(v) for v in views) for g in self.groups]
+        sums = [sum(group) for group in zip(*(self.energies(v) for v in views), strict=True)]
         self.weights = [tokens / e if e > 0 else 0.0 for e in sums]
 
     def prepare(self, change: SeamChange | None, scheme: Scheme, ranges: Ranges) -> dict[Dense, Rounded]:
@@ -188,21 +192,36 @@ class Consumer:
         reading: Reading = reading_of(self.seam, change, scheme, ranges, computing_dtype(self.readers[0]))
         return {d: rounded(d, scheme, reading) for d in self.readers}
 
-    def loss(self, views: Sequence[View], maps: Mapping[Dense, Rounded], *, stop: float = math.inf) -> float:
-        """Mean over tokens of the weighted squared errors; any number above `stop` once it is above.
+    def errors(self, seen: View, maps: Mapping[Dense, Rounded]) -> list[float]:
+        """Sum of squared errors over the tokens of a piece, by group."""
+        return [g.error(seen, maps) for g in self.groups]
+
+    def energies(self, seen: View) -> list[float]:
+        """Sum of squares of what the groups should give, by group."""
+        return [g.energy(seen) for g in self.groups]
+
+    def sums(
+        self,
+        views: Iterable[View],
+        maps: Mapping[Dense, Rounded],
+        *,
+        stop: Callable[[int, float], bool] = _never,
+    ) -> list[float]:
+        """The weighted squared errors, summed from the first piece to each; fewer once `stop` says so.
 
         Args:
             views: Pieces of tokens.
             maps: The readers, see `prepare`.
-            stop: A loss from which on the exact value does not matter.
+            stop: Asked after every piece, with its number and the sum so far.
         """
-        tokens, total = sum(v.num_tokens for v in views), 0.0
-        for seen in views:
-            total += sum(w * g.error(seen, maps) for w, g in zip(self.weights, self.groups, strict=True))
-            # A sum of squares only grows: the rest cannot bring it back.
-            if total > stop * tokens:
+        found: list[float] = []
+        total = 0.0
+        for i, seen in enumerate(views):
+            total += sum(w * e for w, e in zip(self.weights, self.errors(seen, maps), strict=True))
+            found.append(total if math.isfinite(total) else math.inf)
+            if stop(i, found[-1]):
                 break
-        return total / tokens if math.isfinite(total) else math.inf
+        return found
 
 
 def _parent(dense: Dense) -> str:

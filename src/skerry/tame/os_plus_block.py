@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from skerry.tame.consumers import Consumer, is_router
 from skerry.tame.os_plus_choices import OsPlusChoices
 from skerry.tame.os_plus_rows import Row, seam_row
 from skerry.tame.rounded import Reading, Rounded, computing_dtype, reading_of, rounded, rounded_block
-from skerry.tame.seam_search import Candidate, SeamSearch, finish
+from skerry.tame.seam_search import BEHIND, Candidate, SeamSearch, finish
 from skerry.tame.threshold import Ranges
 from skerry.tame.transform import SeamChange
 
@@ -27,6 +28,8 @@ from skerry.tame.transform import SeamChange
 KEPT_FLOATS = 1 << 25
 # The check leaves a change out only for a difference that is not noise of the tokens it reads.
 BETTER = 0.995
+# Share of all tokens after which a finalist that is behind is given up.
+GIVE_UP_AFTER = 0.25
 
 
 class Block:
@@ -105,7 +108,9 @@ class Block:
         losses = self._compare(finalists, searches, seconds)
         found: dict[Seam, tuple[Candidate, float]] = {}
         for seam, candidates in finalists.items():
-            found[seam] = finish(candidates, losses[seam][:-1])
+            # The published search does not compare with doing nothing.
+            last = 1 if self.choices.search == "every" else len(candidates)
+            found[seam] = finish(candidates[:last], losses[seam])
         kept = {s: c.change for s, (c, _) in found.items() if not c.change.is_empty}
         left_out = self._check(kept) if self.choices.check else {}
         for seam in self.seams:
@@ -139,28 +144,23 @@ class Block:
         searches: dict[Seam, SeamSearch],
         seconds: dict[Seam, float],
     ) -> dict[Seam, list[float]]:
-        """Losses of the finalists on all tokens, and last that of no change."""
+        """Losses of the finalists on all tokens, infinite for those given up on the way; the last of them changes nothing."""
         ready: dict[Seam, list[dict[Dense, Rounded]]] = {}
         for seam, candidates in finalists.items():
-            changes = [c.change for c in candidates] + [SeamChange(seam.name)]
+            changes = [c.change for c in candidates]
             ranges = searches[seam].ranges
             ready[seam] = [self.consumers[seam].prepare(c, self.scheme, ranges) for c in changes]
-        sums = {s: [0.0] * len(maps) for s, maps in ready.items()}
-        tokens = 0
+        scores = {seam: _Scores(self.consumers[seam], options) for seam, options in ready.items()}
+        tokens, whole = 0, sum(b.num_tokens for b in self.batches)
         for seen in self._all():
             tokens += seen.num_tokens
-            for seam, options in ready.items():
+            for seam, score in scores.items():
                 start = time.perf_counter()
-                for i, maps in enumerate(options):
-                    # Nothing is often a finalist itself.
-                    if i == len(options) - 1 and (twin := _nothing_in(finalists[seam])) is not None:
-                        continue
-                    sums[seam][i] += self.consumers[seam].loss([seen], maps) * seen.num_tokens
+                score.add(seen)
+                if tokens >= whole * GIVE_UP_AFTER:
+                    score.give_up()
                 seconds[seam] += time.perf_counter() - start
-        for seam, candidates in finalists.items():
-            if (twin := _nothing_in(candidates)) is not None:
-                sums[seam][-1] = sums[seam][twin]
-        return {s: [x / tokens for x in total] for s, total in sums.items()}
+        return {seam: score.losses() for seam, score in scores.items()}
 
     def _all(self) -> Iterator[View]:
         for number in range(len(self.batches)):
@@ -240,6 +240,33 @@ class Block:
         return left
 
 
+class _Scores:
+    """Finalists of one seam while the tokens go by; the last of them changes nothing, and is never given up."""
+
+    def __init__(self, consumer: Consumer, options: list[dict[Dense, Rounded]]) -> None:
+        self.consumer, self.options = consumer, options
+        self.errors = torch.zeros(len(options), len(consumer.groups), dtype=torch.float64)
+        self.energies = torch.zeros(len(consumer.groups), dtype=torch.float64)
+        self.alive = [True] * len(options)
+
+    def add(self, seen: View) -> None:
+        self.energies += torch.tensor(self.consumer.energies(seen), dtype=torch.float64)
+        for i, maps in enumerate(self.options):
+            if self.alive[i]:
+                self.errors[i] += torch.tensor(self.consumer.errors(seen, maps), dtype=torch.float64)
+
+    def losses(self) -> list[float]:
+        """Sum over the groups of error over energy; infinite for those given up."""
+        shares = (self.errors / self.energies.clamp_min(1e-300)).sum(-1).tolist()
+        return [
+            x if alive and math.isfinite(x) else math.inf for x, alive in zip(shares, self.alive, strict=True)
+        ]
+
+    def give_up(self) -> None:
+        now = self.losses()
+        self.alive[:-1] = [x <= min(now) * BEHIND for x in now[:-1]]
+
+
 def _on(maps: Sequence[Dense], seam: Seam) -> Seam:
     """The seam with these map objects, which are told apart by identity, in place of its own of the same names."""
     by_name = {d.name: d for d in maps}
@@ -252,7 +279,3 @@ def _on(maps: Sequence[Dense], seam: Seam) -> Seam:
 def _family(seam: Seam) -> str:
     """A seam's name without the number of an expert: the experts of a block stay or go together."""
     return seam.name.partition("[")[0]
-
-
-def _nothing_in(candidates: Sequence[Candidate]) -> int | None:
-    return next((i for i, c in enumerate(candidates) if c.change.is_empty), None)

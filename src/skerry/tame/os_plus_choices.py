@@ -44,11 +44,11 @@ class OsPlusChoices:
     asymmetric: bool = True
     batches: str = "all"
     loss: str = "aware"
-    upstream: str = "quantized"
+    upstream: str = "float"
     search: str = "fine"
-    steps: int = 18
+    steps: int = 15
     check: bool = True
-    tokens: int = 1024
+    tokens: int = 256
 
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():
@@ -101,6 +101,7 @@ PUBLISHED = OsPlusChoices(
     floor=True,
     asymmetric=False,
     batches="first",
+    upstream="quantized",
     search="every",
     check=False,
 )

@@ -3,8 +3,8 @@
     every           t = high - k (high - low) / K,  k = 0 .. K - 1                          as published, from the top downward
     coarse to fine  a few values in equal ratios, then again and again the middle (in ratio) of the wider gap beside the best
 
-Both keep what they tried. A loss is told the best value so far: a sum of squares may stop adding as soon as it is above it, and what it
-returns then is only known to be worse. The second search compares with the best alone, so stopping early cannot change what it finds.
+Both keep what they tried. The second compares with the best alone, so a loss may be any larger number once it is known to be above the
+best: stopping early changes nothing of what is found.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-# loss(value, stop): the loss at a value, or any number above `stop` once it is known to be above.
-Loss = Callable[[float, float], float]
+Loss = Callable[[float], float]
 
 
 class Tried(NamedTuple):
-    """A value and its loss; a loss above the best may be a lower bound."""
+    """A value and its loss; above the best, perhaps not the exact one."""
 
     at: float
     loss: float
@@ -28,19 +27,17 @@ def every(loss: Loss, *, low: float, high: float, steps: int) -> list[Tried]:
     """The loss at `steps` values in equal distances from `high` down, `low` left out; none where high is not above low.
 
     Args:
-        loss: Of a value; it is asked for the full sum.
+        loss: Of a value.
         low: Where the search ends.
         high: Where it begins.
         steps: Number of values.
     """
     if not high > low:
         return []
-    return [Tried(at, loss(at, math.inf)) for at in (high - k * (high - low) / steps for k in range(steps))]
+    return [Tried(at, loss(at)) for at in (high - k * (high - low) / steps for k in range(steps))]
 
 
-def coarse_to_fine(
-    loss: Loss, *, low: float, high: float, coarse: int, fine: int, best: float = math.inf
-) -> list[Tried]:
+def coarse_to_fine(loss: Loss, *, low: float, high: float, coarse: int, fine: int) -> list[Tried]:
     """A grid in equal ratios from `high` down to `low`, then the neighbourhood of its best value.
 
     Args:
@@ -49,28 +46,18 @@ def coarse_to_fine(
         high: Largest value.
         coarse: Values of the grid, ends included.
         fine: Values after that.
-        best: A loss that is known already, for stopping early.
 
     Returns:
         All values tried, in the order of trying.
     """
     if not high > low > 0:
-        return [Tried(high, loss(high, best))] if high > 0 else []
+        return [Tried(high, loss(high))] if high > 0 else []
     ratio = (low / high) ** (1 / max(1, coarse - 1))
-    tried: list[Tried] = []
-
-    def ask(at: float) -> None:
-        nonlocal best
-        tried.append(Tried(at, loss(at, best)))
-        best = min(best, tried[-1].loss)
-
-    for k in range(coarse):
-        ask(high * ratio**k)
+    tried = [Tried(at, loss(at)) for at in (high * ratio**k for k in range(coarse))]
     for _ in range(fine):
-        at = _beside_best(tried)
-        if at is None:
+        if (at := _beside_best(tried)) is None:
             break
-        ask(at)
+        tried.append(Tried(at, loss(at)))
     return tried
 
 
