@@ -190,6 +190,11 @@ class Tame:
         return json.loads(self.run.text("tame.json"))
 
     @property
+    def report(self) -> Path:
+        """The report: one HTML file that opens with no network."""
+        return self.run.file("report.html")
+
+    @property
     def methods(self) -> list[dict[str, Any]]:
         """What was tried, and what it costs on held-out text."""
         return self.document["methods"]

@@ -370,9 +370,9 @@ def tame(
         None if seams else _key(model, data, {**plain.plain(), **wanted.plain(), "verb": STAGE, "to": out})
     )
     if (found := tame_repeat(_repeat(asked, run, STAGE), out)) is not None:
-        return Tame(found)
+        return Tame(write_report(found))
     done = measure(model, data, plain, wanted, progress, seams=seams, asked=asked)
-    return Tame(done.run, done.tamed)
+    return Tame(write_report(done.run), done.tamed)
 
 
 def default_place() -> Path:
@@ -386,7 +386,7 @@ def default_place() -> Path:
     return default_model()
 
 
-def open_run(path: str | Path) -> Scan:
+def open_run(path: str | Path) -> Scan | Tame:
     """Open a finished run for reading.
 
     Raises:
@@ -394,4 +394,6 @@ def open_run(path: str | Path) -> Scan:
         BrokenRun: The run is damaged, or not finished.
     """
     run = Run.open(path)
+    if run.has("tame.json"):
+        return Tame(run)
     return Audit(run) if run.has("report.html") else Scan(run)

@@ -17,25 +17,33 @@ def write_report(run: Run) -> Run:
     import time
 
     import skerry
-    from skerry.causes.document import trace_notes
-    from skerry.report import html, read_claims
+    from skerry.report import tame_html
 
     stages = {name: stage for name, stage in run.record.stages.items() if name != "report"}
     told = [(n, f, file.sha256) for n, stage in stages.items() for f, file in stage.files.items()]
     key = hashlib.sha256(repr((skerry.__version__, sorted(told))).encode()).hexdigest()[:16]
     if not run.finished("report", key):
         start = time.perf_counter()
-        summary = Summary.model_validate(run.summary_document())
-        page = html(
-            summary,
-            report_tables(run),
-            record=dict(run.record.facts),
-            claims=read_claims(run),
-            notes=trace_notes(run),
-        )
+        page = _page(run) if run.has("summary.json") else tame_html(run)
         with run.writing():
             run.finish("report", key, texts={"report.html": page}, seconds=time.perf_counter() - start)
     return run
+
+
+def _page(run: Run) -> str:
+    """The report of a scan and of whatever was added to its run."""
+    from skerry.causes.document import trace_notes
+    from skerry.report import html, read_claims
+    from skerry.report.impact_data import stage_notes
+
+    return html(
+        Summary.model_validate(run.summary_document()),
+        report_tables(run),
+        record=dict(run.record.facts),
+        claims=read_claims(run),
+        notes=trace_notes(run),
+        cost_notes=stage_notes(run),
+    )
 
 
 def report_tables(run: Run) -> dict[str, pa.Table]:

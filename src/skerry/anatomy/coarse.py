@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def can_be_coarse(anatomy: Anatomy) -> bool:
     first = next(anatomy.model.parameters())
     if first.dtype != torch.float32 or first.device.type != "cpu":
         return False
-    if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
+    if not hasattr(_products(), "fp32_precision"):
         return False
     asked = (getattr(torch.cpu, n, None) for n in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(ask is not None and ask() for ask in asked)
@@ -36,10 +37,15 @@ def coarse(anatomy: Anatomy) -> Iterator[bool]:
     if not can_be_coarse(anatomy):
         yield False
         return
-    place = torch.backends.mkldnn.matmul
+    place = _products()
     before = place.fp32_precision
     place.fp32_precision = "bf16"
     try:
         yield True
     finally:
         place.fp32_precision = before
+
+
+def _products() -> Any:
+    """Where torch keeps how products are computed on a CPU; None in older versions."""
+    return getattr(torch.backends.mkldnn, "matmul", None)

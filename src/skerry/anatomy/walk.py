@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skerry.anatomy.exact import blocks_of
 from skerry.anatomy.model import Anatomy, run
 from skerry.anatomy.watch import trial_ids
-from skerry.errors import NotPossible
+from skerry.errors import BrokenModel, NotPossible
 
 
 @runtime_checkable
@@ -65,6 +65,7 @@ class Walk:
             )
         self._tuples = _returns_tuples(anatomy, self.blocks)
         self.keep = [b.keep for b in batches]
+        self._samples = [getattr(b, "sample", None) for b in batches]
         self._calls = [self._record(b.input_ids, b.keep) for b in batches]
         self.hidden: list[Float[Tensor, "sample position channel"]] = [c[0][0][0] for c in self._calls]
         self._check()
@@ -95,6 +96,8 @@ class Walk:
         hidden = calls[0][0][0]
         for block, (args, kwargs) in zip(self.blocks, calls, strict=True):
             hidden = _first(block(hidden.clone(), *args[1:], **kwargs))
+        if not bool(torch.isfinite(whole[0]).all()):
+            return  # the inputs themselves will show in which block, and be named
         error = float((hidden - whole[0]).abs().max() / whole[0].abs().max().clamp_min(1e-30))
         if not error <= 1e-3:
             raise NotPossible(
@@ -119,6 +122,9 @@ class Walk:
         Args:
             contexts: Opened around all batches.
             each: Called with the number of the batch and its output, after each batch.
+
+        Raises:
+            BrokenModel: A place that counts is not finite; input and layer are named.
         """
         outputs: list[Tensor] = []
         with ExitStack() as stack:
@@ -126,6 +132,7 @@ class Walk:
                 stack.enter_context(context)
             for number in range(len(self.hidden)):
                 out = self.run_one(number)
+                self._check_finite(number, out)
                 if each is not None:
                     each(number, out)
                 outputs.append(out)
@@ -138,6 +145,18 @@ class Walk:
         # A block may write into what it reads.
         x = (self.hidden[number] if hidden is None else hidden).clone()
         return _first(self.blocks[self.layer](x, *args[1:], **kwargs))
+
+    def _check_finite(self, number: int, out: Tensor) -> None:
+        bad = ~torch.isfinite(out).all(-1) & self.keep[number].to(out.device)
+        if not bool(bad.any()):
+            return
+        row = int(bad.any(-1).nonzero()[0, 0])
+        samples = self._samples[number]
+        sample = row if samples is None else int(samples[row])
+        raise BrokenModel(
+            f"layer {self.layer} gives NaN or infinity for calibration input {sample} (token {int(bad[row].nonzero()[0, 0])}); "
+            "nothing can be calibrated on it: check the checkpoint, or its dtype (--dtype fp32)"
+        )
 
     def advance(self, outputs: list[Float[Tensor, "sample position channel"]]) -> None:
         """Put the batches before the next block, with these hidden states."""

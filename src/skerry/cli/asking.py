@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 from cyclopts import Parameter
 
@@ -70,6 +70,7 @@ class Asked:
                 raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
+@runtime_checkable
 class Quietly(Protocol):
     """Options that say whether anything beside the answer is printed."""
 

@@ -44,15 +44,24 @@ def show(run: str, /, *, json: Json = False) -> None:
         Print one JSON document and nothing else.
     """
     import skerry
+    from skerry.answers import Tame
+    from skerry.cli.console import console
 
     done = skerry.open_run(run)
+    report_file = str(done.run.file("report.html")) if done.run.has("report.html") else None
+    if isinstance(done, Tame):
+        if json:
+            ask_document(done.document)
+            return
+        from skerry.report import tame_terminal
+
+        tame_terminal(done.document, console(), report=report_file)
+        return
     if json:
         ask_document(done.summary.document())
         return
-    from skerry.cli.console import console
     from skerry.report import terminal
 
-    report_file = str(done.run.file("report.html")) if done.run.has("report.html") else None
     terminal(done.summary, console(), report=report_file)
 
 

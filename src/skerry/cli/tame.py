@@ -116,7 +116,7 @@ def tame(
     from skerry.cli.console import console
     from skerry.report.tame_terminal import tame_terminal
 
-    tame_terminal(done.document, console())
+    tame_terminal(done.document, console(), report=done.report)
 
 
 def _list(asked: Asked) -> None:

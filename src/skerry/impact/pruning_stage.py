@@ -86,7 +86,7 @@ def price_pruning(
     settings = Calibration(halves.calibration, norms=norms, seed=seed)
     evaluator = Evaluator(anatomy, halves.evaluation)
     rows: Rows = {"pruning": [], "pruning_conflict": []}
-    progress.start("pruning", len(methods) * len(sparsities), "prunings")
+    progress.start("pruning", len(methods) * len(sparsities), "pruning")
     for method, sparsity in itertools.product(methods, sparsities):
         common = (
             model_thresholds(anatomy, maps, norms, sparsity) if METHODS[method].scope == "model" else None

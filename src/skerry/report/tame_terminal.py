@@ -26,7 +26,11 @@ _SECOND = (("perplexity", "Perplexity"), ("cosine", "Cosine"))
 
 
 def tame_terminal(
-    told: Mapping[str, Any] | Run | Costs, console: Console, *, export: Path | str | None = None
+    told: Mapping[str, Any] | Run | Costs,
+    console: Console,
+    *,
+    export: Path | str | None = None,
+    report: Path | str | None = None,
 ) -> None:
     """Print what taming did.
 
@@ -34,8 +38,11 @@ def tame_terminal(
         told: The document of `skerry tame`, a run that holds one, or the rows.
         console: Where to print; its width, colour and encoding are respected.
         export: Path of the export, where the document does not say it.
+        report: Path of the HTML report, if one was written.
     """
     console.print(tame_view(costs_of(told), export=export))
+    if report is not None:
+        console.print(Text.assemble(("Report  ", "bold"), f.tidy(str(report)), overflow="fold"))
 
 
 def costs_of(told: Mapping[str, Any] | Run | Costs) -> Costs:

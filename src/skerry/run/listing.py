@@ -47,11 +47,13 @@ def _row(run: Run) -> dict[str, Any]:
 def _state(run: Run) -> str:
     if "report" in run.record.stages:
         return "report written"
-    if "findings" in run.record.stages:
+    if "findings" in run.record.stages or run.has("tame.json"):
         return "finished"
     if run.record.partials:
-        done = next(iter(run.record.partials.values())).done
-        return f"stopped after {done} batches; the same command goes on"
+        kept = run.record.partials
+        if blocks := run.partial_stages("block-"):
+            return f"stopped after {len(blocks)} blocks; the same command goes on"
+        return f"stopped after {next(iter(kept.values())).done} batches; the same command goes on"
     return "begun; the same command goes on"
 
 
