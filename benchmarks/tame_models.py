@@ -118,13 +118,15 @@ def _plant(model: Any) -> None:
         weight[:, 40] += 0.5
 
 
-def _plant_asymmetric(model: Any) -> None:
+def _plant_asymmetric(
+    model: Any, norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+) -> None:
     """Biases of the norms before linear maps put some channels far to one side."""
     import torch
 
     with torch.no_grad():
         for name, module in model.named_modules():
-            if name.endswith(("input_layernorm", "post_attention_layernorm")):
+            if name.endswith(norms):
                 for channel, value in ASYMMETRIC.items():
                     module.bias[channel] = value
 
@@ -146,3 +148,15 @@ def random_ids(vocab: int, samples: int, tokens: int, seed: int) -> Any:
 
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(8, vocab - 2, (samples, tokens), generator=generator)
+
+
+def plain_search_model(family: str) -> Any:
+    """Two blocks of width 512, with norms that put some channels to one side where they have biases."""
+    size = {"hidden_size": 512, "num_hidden_layers": 2}
+    if family == "LlamaForCausalLM":
+        return make(family, intermediate_size=1376, **size)
+    model = make(family, ffn_dim=1376, word_embed_proj_dim=512, **size)
+    _plant_asymmetric(
+        model, ("self_attn_layer_norm", "layers.0.final_layer_norm", "layers.1.final_layer_norm")
+    )
+    return model

@@ -1,9 +1,11 @@
 """Our side of the comparison with the peer, in a fresh process: time and peak memory of one taming, and the judge of both sides.
 
-    python benchmarks/tame_ours.py pieces|verb|score REQUEST.json
+    python benchmarks/tame_ours.py pieces|verb|floor|score|growth REQUEST.json
 
 pieces  resolve, check seams, search, prove, fold and verify on a loaded model, each timed
 verb    skerry.tame(path, ids, evaluate=False), nothing exported
+floor   the same libraries and weights, each weight read once and nothing else done
+growth  peak memory of an OS+ search beyond the model, for so many blocks and batches
 score   relative logit error of saved checkpoints to the float model on held-out ids, both loaded by transformers
 """
 
@@ -163,6 +165,42 @@ def floor(request: dict[str, Any]) -> dict[str, Any]:
     return {"imports_mib": imports, "mapped_mib": classes, "floor_mib": peak_mib(), "touched": touched}
 
 
+def growth(request: dict[str, Any]) -> dict[str, Any]:
+    """Peak of an OS+ run beyond what was resident before it."""
+    import torch
+    from scan import forget_peak, resident_peak
+    from tame_models import make, random_ids
+
+    from skerry.anatomy import resolve, run
+    from skerry.corpus.batch import Batch
+    from skerry.impact.scheme import Scheme
+    from skerry.tame.pipeline import Setting, run_pipeline
+    from skerry.tame.register import parse_pipeline
+
+    torch.set_num_threads(request["threads"])
+    model = make(
+        "LlamaForCausalLM",
+        hidden_size=request["width"],
+        intermediate_size=request["inner"],
+        num_hidden_layers=request["blocks"],
+    )
+    ids = random_ids(512, request["samples"], request["tokens"], seed=1)
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    step = request["samples_per_batch"]
+    batches = [
+        Batch(ids[i : i + step], keep[i : i + step], torch.arange(i, i + len(ids[i : i + step])))
+        for i in range(0, len(ids), step)
+    ]
+    anatomy = resolve(model)
+    with torch.inference_mode():
+        run(anatomy, batches[0].input_ids)
+    forget_peak()
+    before = resident_peak()
+    start = time.perf_counter()
+    run_pipeline(Setting(anatomy, batches, Scheme.parse("w8a8")), parse_pipeline(request["method"]))
+    return {"beyond_mib": resident_peak() - before, "seconds": time.perf_counter() - start}
+
+
 def score(request: dict[str, Any]) -> dict[str, Any]:
     """Relative logit error, |new - old| / |old| over all held-out tokens, and mean next-token loss, of each checkpoint."""
     import torch
@@ -206,5 +244,5 @@ def loss_of(logits: list[Any], ids: Any) -> float:
 
 
 if __name__ == "__main__":
-    stage = {"pieces": pieces, "verb": verb, "score": score, "floor": floor}[sys.argv[1]]
+    stage = {"pieces": pieces, "verb": verb, "score": score, "floor": floor, "growth": growth}[sys.argv[1]]
     print(MARK + json.dumps(stage(json.loads(Path(sys.argv[2]).read_text()))), flush=True)
