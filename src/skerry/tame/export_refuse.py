@@ -20,6 +20,10 @@ RUNTIME = {
     "entries in full precision": (
         "single weights that stay in full precision have no place in compressed-tensors: a map has one number format"
     ),
+    "compensated shortcut": (
+        "the shortcut past a sublayer is scaled and shifted back while the model runs, an operation that no checkpoint of a post-norm encoder "
+        "has. Leave the post-norm seams out: with an output folder they are"
+    ),
     "prefix tokens": "keys and values of a prefix are not part of a checkpoint: no loader would put them before the text",
     "clipping of inputs": (
         "no format states that the input of a map is clipped before it is rounded; with static inputs, give the clipped range as the "
@@ -28,7 +32,7 @@ RUNTIME = {
     "permuted groups": "groups over permuted columns (act-order) were removed from compressed-tensors in 2026-08",
 }
 # Of these, what changes the float model too.
-_ALSO_FLOAT = ("online rotation",)
+_ALSO_FLOAT = ("online rotation", "compensated shortcut")
 
 
 def needs_of(simulation: Simulation) -> dict[str, str]:
