@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +138,7 @@ class Consumer:
         seam: Seam,
         maps: Sequence[Dense],
         *,
-        loss: Literal["aware", "plain"] = "aware",
+        loss: str = "aware",
     ) -> None:
         self.seam = seam
         self.readers = [d for d in seam.readers if not is_router(d)]

@@ -180,8 +180,8 @@ class Block:
                 continue
             ranges = self.range_of(seam)
             assert ranges is not None
-            reading = reading_of(seam, change, self.scheme, ranges, computing_dtype(seam.readers[0]))
-            readings.update(dict.fromkeys((d for d in seam.readers), reading))
+            read = reading_of(seam, change, self.scheme, ranges, computing_dtype(seam.readers[0]))
+            readings.update(dict.fromkeys(seam.readers, read))
             if isinstance(seam.writer, RowsWriter) and change.scale is not None:
                 dense = seam.writer.dense
                 out = rows.setdefault(dense, torch.ones(len(dense.weight), dtype=torch.float64))
@@ -191,7 +191,8 @@ class Block:
         for dense in self.maps:
             if is_router(dense) or dense not in self.ranges:
                 continue
-            if (reading := readings.get(dense)) is None:
+            reading: Reading | None = readings.get(dense)
+            if reading is None:
                 key = dense if dense.is_routed else (dense.reads, self.ranges[dense].span)
                 reading = shared.setdefault(
                     key,

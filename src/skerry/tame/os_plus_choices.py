@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from skerry.anatomy.seams import Seam
-from skerry.errors import UnknownOption, near_matches
+from skerry.errors import UnknownOption
+from skerry.tame.options import take_options
 
 KINDS = ("norm", "post-norm", "value", "up")
 _WORDS = {
@@ -54,14 +55,14 @@ class OsPlusChoices:
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
                 raise UnknownOption(
-                    f"os_plus takes {' or '.join(map(repr, words))} for {name}, not {getattr(self, name)!r}"
+                    f"os+ takes {' or '.join(map(repr, words))} for {name}, not {getattr(self, name)!r}"
                 )
         if self.shift not in (True, False, "norms"):
-            raise UnknownOption(f"os_plus takes True, False or 'norms' for shift, not {self.shift!r}")
+            raise UnknownOption(f"os+ takes True, False or 'norms' for shift, not {self.shift!r}")
         if wrong := [k for k in self.kinds if k not in KINDS]:
             raise UnknownOption(f"there is no kind of seam {wrong[0]!r}; there are {', '.join(KINDS)}")
         if self.steps < 3:
-            raise UnknownOption(f"os_plus needs 3 thresholds per seam or more to compare, not {self.steps}")
+            raise UnknownOption(f"os+ needs 3 thresholds per seam or more to compare, not {self.steps}")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OsPlusChoices:
@@ -70,19 +71,16 @@ class OsPlusChoices:
         Raises:
             UnknownOption: An option that it does not have, or a value that the option does not take.
         """
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = near_matches(name, known)
-                raise UnknownOption(
-                    f"os_plus has no option {name!r}{f'; did you mean {near}?' if near else ''} It has {', '.join(known)}"
-                )
-        chosen = dict(options)
-        if isinstance(kinds := chosen.get("kinds"), str):
-            chosen["kinds"] = tuple(k.strip() for k in kinds.split(","))
-        elif kinds is not None:
-            chosen["kinds"] = tuple(kinds)
-        return cls(**chosen)
+        defaults = {f.name: f.default for f in fields(cls)}
+        shift, kinds = options.get("shift", True), options.get("kinds", KINDS)
+        chosen = take_options(
+            {k: v for k, v in options.items() if k not in ("shift", "kinds")}, "os+", **defaults
+        )
+        if shift != "norms":
+            shift = take_options({"shift": shift}, "os+", shift=True)["shift"]
+        if isinstance(kinds, str):
+            kinds = [k.strip() for k in kinds.replace("+", ",").split(",")]
+        return cls(**{**chosen, "shift": shift, "kinds": tuple(kinds)})
 
     def no_shift(self, seam: Seam) -> str | None:
         """Why a seam gets no shift; None where it may get one."""

@@ -48,11 +48,13 @@ def seam_row(
         "layer": seam.layer,
         "site": seam.site.part,
         "threshold": threshold,
-        "threshold_low": None if threshold is None or found is None else -threshold * found.ratio,
-        "scale_min": 1.0 if scale is None else float(scale.min()),
-        "scale_max": 1.0 if scale is None else float(scale.max()),
+        "threshold_low": None
+        if threshold is None or found is None or found.ratio == 1
+        else -threshold * found.ratio,
+        "scale_min": None if scale is None else float(scale.min()),
+        "scale_max": None if scale is None else float(scale.max()),
         "num_scaled": 0 if scale is None else int(((scale - 1).abs() > IS_ONE).sum()),
-        "shift_max": 0.0 if shift is None else float(shift.abs().max()),
+        "shift_max": None if shift is None else float(shift.abs().max()),
         "range_before": None if ranges is None else ranges.span,
         "range_after": None if ranges is None else after(seam, change, ranges).span,
         "loss_before": loss_before,

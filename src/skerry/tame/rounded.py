@@ -82,7 +82,9 @@ def reading_of(
         if spec.granularity == "tensor":
             low, high = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
         grid = find_grid(low, high, spec)
-    return Reading(*(None if x is None else x.to(dtype) for x in (shift, scale)), spec, grid)
+    return Reading(
+        None if shift is None else shift.to(dtype), None if scale is None else scale.to(dtype), spec, grid
+    )
 
 
 @dataclass(frozen=True, eq=False)

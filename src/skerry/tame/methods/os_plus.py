@@ -122,7 +122,7 @@ def _recall(state: Mapping[str, Tensor]) -> tuple[list[SeamChange], list[Row]]:
 
 
 METHOD = Method(
-    name="os_plus",
+    name="os+",
     what="shifts and scales channels on every seam, one searched threshold each",
     source="Wei et al. 2023 (arXiv 2304.09145), section 4, equations 3 to 6; widened",
     kind="transform",

@@ -27,13 +27,13 @@ def find(job: Job) -> Found:
     """
     if job.options:
         raise UnknownOption(
-            f"os_plus_published takes no options, not {', '.join(map(repr, job.options))}; os_plus does"
+            f"os+published takes no options, not {', '.join(map(repr, job.options))}; os+ does"
         )
     return search(job, PUBLISHED)
 
 
 METHOD = Method(
-    name="os_plus_published",
+    name="os+published",
     what="Outlier Suppression+ as published: norms only, scales of 1 and more, the first batch",
     source="Wei et al. 2023 (arXiv 2304.09145), section 4; the code's bounds and steps",
     kind="transform",
