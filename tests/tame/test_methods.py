@@ -325,6 +325,8 @@ def test_with_clip_it_gives_rounded_weights_of_the_changed_model():
     _, plain = find("awq", "llama", "w3a16")
     assert not any(n.endswith(("q_proj", "k_proj")) for n in found.weights) and len(found.weights) == 10
     assert rounding_error(job, found) < rounding_error(job, plain)
+    with pytest.raises(NotPossible, match="'clip' clips weights"):
+        find("awq", "llama", "inputs=int8:sym:token", clip=True)
 
 
 # Outlier Suppression

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skerry.anatomy.dense import Dense, dense_maps
 from skerry.anatomy.seams import Seam
+from skerry.errors import NotPossible
 from skerry.impact.quantize import Grid, by_group, fake_quantize, observe
 from skerry.impact.scheme import TensorSpec
 from skerry.tame.method import Found, Job, Method
@@ -77,7 +78,10 @@ def find(job: Job) -> Found:
 
 def _clip_weights(job: Job, found: Found, num_rows: int) -> None:
     spec = job.scheme.weights
-    assert spec is not None
+    if spec is None:
+        raise NotPossible(
+            f"awq: option 'clip' clips weights before they are rounded, and {job.scheme} rounds none"
+        )
     with folded(job.anatomy, job.seams, found.changes):
         maps = [d for d in dense_maps(job.anatomy) if not {"w.q", "w.k"} & set(d.pieces)]
         readings = read_inputs(
