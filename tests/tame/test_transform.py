@@ -173,3 +173,19 @@ def test_a_value_shift_on_llama_is_exact_with_grouped_heads_and_loads_as_a_stand
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert relative_error(loaded(ids).logits.double(), before) < FLOAT32_BOUND
+
+
+def test_a_model_that_was_made_in_inference_mode_is_proved_folded_and_restored_too():
+    with torch.inference_mode():
+        model = zoo.tiny("llama")
+    anatomy = resolve(model)
+    seams = check_seams(anatomy)
+    ids, _ = zoo.tokens(model)
+    before = outputs(anatomy, ids)
+    transform = random_transform(list(seams), seed=3)
+    assert transform.prove(anatomy, seams) <= FLOAT64_BOUND
+    with folded(anatomy, seams, transform.changes):
+        pass
+    assert torch.equal(outputs(anatomy, ids), before)
+    transform.fold(anatomy, seams)
+    assert verify(anatomy, before, ids).stored <= FLOAT32_BOUND

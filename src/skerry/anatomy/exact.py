@@ -86,7 +86,10 @@ def run_float64(
         The last hidden states, or the logits.
     """
     blocks = blocks_of(anatomy)
+    # Parameters that were made in inference mode can be given other values only there.
+    made_there = any(p.is_inference() for p in anatomy.model.parameters())
     with quiet(anatomy.model), ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(made_there))
         if whole or not blocks:
             stack.enter_context(_doubled(list(anatomy.model.modules())))
             if change is not None:

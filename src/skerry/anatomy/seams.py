@@ -150,9 +150,11 @@ class Seam:
         wide_shift, wide_scale = (
             None if x is None else x[self.spread.to(x.device)].to(device) for x in (shift, scale)
         )
-        for dense in self.readers:
-            _read(dense, wide_shift, wide_scale)
-        self.writer(shift, scale)
+        # Parameters that were made in inference mode can be written only there.
+        with torch.inference_mode(self.readers[0].parameter.is_inference()):
+            for dense in self.readers:
+                _read(dense, wide_shift, wide_scale)
+            self.writer(shift, scale)
         return _nothing if self.shortcut is None else _compensate(*self.shortcut, wide_shift, wide_scale)
 
     def _prepared(self, word: str, x: Tensor | None) -> Tensor | None:

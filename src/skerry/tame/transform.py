@@ -158,8 +158,9 @@ def folded(anatomy: Anatomy, seams: Seams, changes: Sequence[SeamChange]) -> Any
             module._parameters.clear()
             module._parameters.update(parameters)
             for key, value in values.items():
-                with torch.no_grad():
-                    parameters[key].copy_(value)  # type: ignore[union-attr]
+                old = parameters[key]
+                with torch.inference_mode(old.is_inference()), torch.no_grad():  # type: ignore[union-attr]
+                    old.copy_(value)  # type: ignore[union-attr]
 
 
 def _modules_of(seam: Seam) -> list[Any]:
