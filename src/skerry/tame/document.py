@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from skerry.tame.choose import Choice
     from skerry.tame.export import Exported
     from skerry.tame.method import Row
-    from skerry.tame.wanted import TameOptions
     from skerry.tame.pipeline import Tamed
+    from skerry.tame.wanted import TameOptions
 
 SCHEMA = 1
 

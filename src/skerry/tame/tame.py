@@ -27,9 +27,9 @@ from skerry.tame.document import tame_document
 from skerry.tame.held_out import HeldOut
 from skerry.tame.memory import split
 from skerry.tame.method import Method, Row
-from skerry.tame.wanted import AUTO, TameOptions
 from skerry.tame.pipeline import Setting, Tamed, run_pipeline
 from skerry.tame.register import parse_pipeline
+from skerry.tame.wanted import AUTO, TameOptions
 
 STAGE = "tame"
 # Changes whenever taming would do something else.
