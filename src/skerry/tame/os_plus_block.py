@@ -62,6 +62,7 @@ class Block:
         modules = {id(m): m for c in self.consumers.values() for m in c.modules}
         self.modules = list(modules.values())
         self.ranges: dict[Dense, Ranges] = {}
+        self.half: dict[Dense, Ranges] = {}
         self.outputs: list[Tensor] = []
         self.kept: dict[int, View] = {}
         self._read(set(sample))
@@ -70,24 +71,34 @@ class Block:
 
     def _read(self, sample: set[int]) -> None:
         room = KEPT_FLOATS
+        # A static grid clips what calibration has not seen, the more the fuller its channels are. So candidates are compared with the grids
+        # of every second piece, on all pieces; ranges that were fitted to the very tokens of the comparison would always seem to suffice.
+        halves = self.choices.search == "fine"
+        half = set(range(0, len(self.batches), 2 if halves else 1))
         for number in range(len(self.batches)):
             seen = view(self.walk, self.batches, number, self.maps, self.modules)
             for dense in seen.inputs:
                 if (new := ranges_of(seen, dense)) is not None:
-                    old = self.ranges.get(dense)
-                    self.ranges[dense] = new if old is None else old.joined(new)
+                    for known in (self.ranges, self.half) if number in half else (self.ranges,):
+                        known[dense] = new if dense not in known else known[dense].joined(new)
             assert seen.output is not None
             self.outputs.append(seen.output)
             room -= seen.num_floats
             if number in sample or room > 0:
                 self.kept[number] = seen
 
-    def range_of(self, seam: Seam) -> Ranges | None:
-        """Ranges of a seam's tensor; None where no token reaches its readers."""
-        whole = [d for d in seam.readers if not d.is_routed and d in self.ranges]
+    def range_of(self, seam: Seam, *, half: bool = False) -> Ranges | None:
+        """Ranges of a seam's tensor; None where no token reaches its readers.
+
+        Args:
+            seam: The seam.
+            half: Of every second piece only, where a token of those reaches them.
+        """
+        known = {**self.ranges, **self.half} if half else self.ranges
+        whole = [d for d in seam.readers if not d.is_routed and d in known]
         found: Ranges | None = None
-        for dense in whole[:1] or [d for d in seam.readers if d in self.ranges]:
-            found = self.ranges[dense] if found is None else found.joined(self.ranges[dense])
+        for dense in whole[:1] or [d for d in seam.readers if d in known]:
+            found = known[dense] if found is None else found.joined(known[dense])
         return found
 
     def search(self) -> list[SeamChange]:
@@ -102,7 +113,8 @@ class Block:
                 continue
             consumer.prove(self.sample[0], self.scheme, ranges)
             consumer.weigh(self.sample)
-            searches[seam] = SeamSearch(seam, consumer, self.scheme, ranges, self.sample, self.choices)
+            half = self.range_of(seam, half=True) or ranges
+            searches[seam] = SeamSearch(seam, consumer, self.scheme, ranges, half, self.sample, self.choices)
             finalists[seam] = searches[seam].run()
             seconds[seam] += time.perf_counter() - start
         losses = self._compare(finalists, searches, seconds)
@@ -148,7 +160,7 @@ class Block:
         ready: dict[Seam, list[dict[Dense, Rounded]]] = {}
         for seam, candidates in finalists.items():
             changes = [c.change for c in candidates]
-            ranges = searches[seam].ranges
+            ranges = searches[seam].grid_ranges
             ready[seam] = [self.consumers[seam].prepare(c, self.scheme, ranges) for c in changes]
         scores = {seam: _Scores(self.consumers[seam], options) for seam, options in ready.items()}
         tokens, whole = 0, sum(b.num_tokens for b in self.batches)
@@ -169,8 +181,9 @@ class Block:
             else:
                 yield view(self.walk, self.batches, number, self.maps, self.modules)
 
-    def rounded(self, changes: Sequence[SeamChange]) -> dict[Dense, Rounded]:
-        """All maps of the block as they will be."""
+    def rounded(self, changes: Sequence[SeamChange], *, half: bool = False) -> dict[Dense, Rounded]:
+        """All maps of the block as they will be, with static grids of all pieces or of every second one."""
+        known = {**self.ranges, **self.half} if half else self.ranges
         by_name = {c.seam: c for c in changes}
         readings: dict[Dense, Reading] = {}
         rows: dict[Dense, Tensor] = {}
@@ -178,7 +191,7 @@ class Block:
             change = by_name.get(seam.name)
             if change is None or change.is_empty:
                 continue
-            ranges = self.range_of(seam)
+            ranges = self.range_of(seam, half=half)
             assert ranges is not None
             read = reading_of(seam, change, self.scheme, ranges, computing_dtype(seam.readers[0]))
             readings.update(dict.fromkeys(seam.readers, read))
@@ -189,14 +202,14 @@ class Block:
         found: dict[Dense, Rounded] = {}
         shared: dict[object, Reading] = {}
         for dense in self.maps:
-            if is_router(dense) or dense not in self.ranges:
+            if is_router(dense) or dense not in known:
                 continue
             reading: Reading | None = readings.get(dense)
             if reading is None:
-                key = dense if dense.is_routed else (dense.reads, self.ranges[dense].span)
+                key = dense if dense.is_routed else (dense.reads, known[dense].span)
                 reading = shared.setdefault(
                     key,
-                    reading_of(None, None, self.scheme, self.ranges[dense], computing_dtype(dense)),
+                    reading_of(None, None, self.scheme, known[dense], computing_dtype(dense)),
                 )
             found[dense] = rounded(dense, self.scheme, reading, rows=rows.get(dense))
         return found
@@ -208,7 +221,7 @@ class Block:
     def _error(self, changes: Sequence[SeamChange]) -> float:
         """Mean over tokens of |new - old|^2 / |old|^2 of the block's output."""
         total, tokens = 0.0, 0
-        with rounded_block(self.walk.anatomy, self.rounded(changes)):
+        with rounded_block(self.walk.anatomy, self.rounded(changes, half=True)):
             for seen in self.sample:
                 new, old = (
                     x.reshape(-1, x.shape[-1])[seen.counts].float()

@@ -1,8 +1,8 @@
 """The search on one seam: which shift and scale cost its readers least.
 
 Tried are, in this order: nothing; the shift alone; thresholds (Wei et al. 2023, section 4.2); and, where scales below 1 are allowed,
-SmoothQuant's balance of ranges and weights, the best threshold with channels below it enlarged, means of threshold and balance, and
-SmoothQuant without the shift. All are compared by one number, the loss of the readers (`skerry.tame.consumers`). Nothing is always among
+SmoothQuant's balance of ranges and weights, thresholds on that balance, the best threshold with channels below it enlarged, (geometric)
+means of threshold and balance, and SmoothQuant without the shift. All are compared by one number, the loss of the readers (`skerry.tame.consumers`). Nothing is always among
 the candidates, so that what is found is not worse than nothing on the tokens that it was compared on.
 """
 
@@ -29,6 +29,7 @@ LOWEST_QUANTILE = 0.05
 ALPHAS = (0.5, 0.7)
 BELOW = 0.25
 SHARES = (0.3, 0.6)
+QUANTILES = (0.5, 0.9)
 # A tensor whose two sides differ by less is symmetric.
 SYMMETRIC = 0.05
 FINALISTS = 2
@@ -67,6 +68,7 @@ class SeamSearch:
         consumer: Its readers.
         scheme: How they will be rounded.
         ranges: Of the seam's tensor, every channel.
+        grid_ranges: Ranges that static grids are made of while candidates are compared.
         views: Tokens to compare on.
         choices: What may be tried.
         tried: All candidates.
@@ -76,6 +78,7 @@ class SeamSearch:
     consumer: Consumer
     scheme: Scheme
     ranges: Ranges
+    grid_ranges: Ranges
     views: Sequence[View]
     choices: OsPlusChoices
     tried: list[Candidate] = field(default_factory=list)
@@ -111,7 +114,7 @@ class SeamSearch:
         if scale is not None and bool((scale == 1).all()):
             scale = None
         change = SeamChange(self.seam.name, shift, scale)
-        maps = self.consumer.prepare(change, self.scheme, self.ranges)
+        maps = self.consumer.prepare(change, self.scheme, self.grid_ranges)
         sums = self.consumer.sums(self.views, maps, stop=self._is_behind)
         tokens = sum(v.num_tokens for v in self.views[: len(sums)])
         complete = len(sums) == len(self.views)
@@ -157,12 +160,16 @@ class SeamSearch:
             self._two_sides(ranges, shift)
 
     def _below_one(self, pooled: Ranges, shift: Tensor | None) -> None:
-        """Scales below 1: enlarged channels, SmoothQuant's balance, and means (of the logarithms) of it and the best threshold."""
+        """Scales below 1: enlarged channels, SmoothQuant's balance, and a threshold on it, and means of it and the best threshold."""
         if "scale" not in self.seam.carries:
             return
         ranges, weights = pooled.less(shift), self._weights()
         losses = {a: self._ask(shift, balance(ranges, weights, a)) for a in ALPHAS}
         even = balance(ranges, weights, min(losses, key=lambda a: losses[a]))
+        # A threshold on the balance itself: channels that are both wide and lightly weighted are brought back, the others stay as they are.
+        need = balance(ranges, weights, ALPHAS[0])
+        for quantile in QUANTILES:
+            self._ask(shift, (need / torch.quantile(need, quantile)).clamp_min(1.0))
         best = self._best_threshold()
         if best is not None and best.threshold is not None:
             t = best.threshold

@@ -92,7 +92,9 @@ def sample_of(batches: Sequence[Batch], tokens: int) -> list[int]:
     total = sum(b.num_tokens for b in batches)
     wanted = max(tokens, total // SEARCH_SHARE)
     count = max(1, min(len(batches), -(-wanted * len(batches) // total)))
-    return sorted({i * len(batches) // count for i in range(count)})
+    # Odd ones: the static grids that candidates are compared with are those of the even ones.
+    middles = ((2 * i + 1) * len(batches) // (2 * count) for i in range(count))
+    return sorted({min(len(batches) - 1, middle | 1) for middle in middles})
 
 
 def notes_of(job: Job, choices: OsPlusChoices) -> list[str]:
