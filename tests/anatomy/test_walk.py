@@ -67,6 +67,16 @@ def test_later_blocks_see_what_the_caller_made_of_earlier_ones():
     torch.testing.assert_close(walk.hidden[1], model.model.embed_tokens(batches_of(model)[1].input_ids))
 
 
+def test_batches_of_several_sizes_walk_together():
+    model = zoo.tiny("llama")
+    anatomy = resolve(model)
+    short, kept = zoo.tokens(model, num_samples=1, length=5)
+    walk = Walk(anatomy, [*batches_of(model), Batch(short, kept, torch.arange(1))])
+    for _ in walk:
+        walk.advance(walk.run())
+    assert [tuple(h.shape) for h in walk.hidden] == [(2, 12, 32), (2, 12, 32), (1, 5, 32)]
+
+
 def test_a_model_without_blocks_of_its_own_is_refused_with_the_reason():
     model = zoo.tiny("llama")
     anatomy = resolve(model)

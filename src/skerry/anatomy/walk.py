@@ -67,7 +67,7 @@ class Walk:
         self.keep = [b.keep for b in batches]
         self._samples = [getattr(b, "sample", None) for b in batches]
         self._calls = [self._record(b.input_ids, b.keep) for b in batches]
-        self.hidden: list[Float[Tensor, "sample position channel"]] = [c[0][0][0] for c in self._calls]
+        self.hidden: list[Float[Tensor, "_ _ channel"]] = [c[0][0][0] for c in self._calls]
         self._check()
 
     def _record(self, input_ids: Tensor, keep: Tensor | None = None) -> list[Call]:
@@ -116,7 +116,7 @@ class Walk:
     @torch.no_grad()
     def run(
         self, *contexts: AbstractContextManager[Any], each: Callable[[int, Tensor], None] | None = None
-    ) -> list[Float[Tensor, "sample position channel"]]:
+    ) -> list[Float[Tensor, "_ _ channel"]]:
         """What the block makes of every batch, with these contexts open; the batches stay where they are.
 
         Args:
@@ -158,7 +158,7 @@ class Walk:
             "nothing can be calibrated on it: check the checkpoint, or its dtype (--dtype fp32)"
         )
 
-    def advance(self, outputs: list[Float[Tensor, "sample position channel"]]) -> None:
+    def advance(self, outputs: list[Float[Tensor, "_ _ channel"]]) -> None:
         """Put the batches before the next block, with these hidden states."""
         self.hidden = outputs
         self.layer += 1
