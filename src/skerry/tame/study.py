@@ -68,9 +68,9 @@ def compare_methods(
                     {"method": name, "scheme": str(scheme), "seed": seed, "chosen": False, "note": str(error)}
                 )
             else:
-                rows["methods"].append(held_out.quantized(tamed))
                 if text == schemes[0]:
                     _first(rows, held_out, tamed)
+                rows["methods"].append(held_out.quantized(tamed))
             told(rows["methods"][-1])
             progress.advance()
     progress.done()
