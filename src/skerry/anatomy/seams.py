@@ -151,7 +151,7 @@ class Seam:
             None if x is None else x[self.spread.to(x.device)].to(device) for x in (shift, scale)
         )
         # Parameters that were made in inference mode can be written only there.
-        with torch.inference_mode(self.readers[0].parameter.is_inference()):
+        with torch.inference_mode(self.readers[0].parameter.is_inference()), torch.no_grad():
             for dense in self.readers:
                 _read(dense, wide_shift, wide_scale)
             self.writer(shift, scale)

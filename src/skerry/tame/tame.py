@@ -164,7 +164,7 @@ class _Work:
             seed=self.plan.options.seed,
             progress=self.progress,
             tokenizer=self.plan.loaded.tokenizer,
-            options=self.wanted.settings,
+            options=self.wanted.method_settings(),
             declared=self.seams,
             for_export=self.wanted.out is not None,
             recalled=recalled,

@@ -27,7 +27,7 @@ class TameOptions:
         samples: Held-out inputs that judge.
         target: `auto`: relative rise of the loss that is allowed.
         evaluate: Judge on held-out inputs; without, nothing but the proof is computed.
-        settings: Method to its options.
+        settings: Method, by any of its names, to its options.
     """
 
     method: str = "os+"
@@ -49,6 +49,12 @@ class TameOptions:
         """
         return Scheme.parse(self.bits)
 
+    def method_settings(self) -> dict[str, dict[str, Any]]:
+        """The settings by the methods' own names."""
+        from skerry.tame.register import find_method
+
+        return {find_method(m).name: dict(o) for m, o in self.settings.items()}
+
     def plain(self) -> dict[str, Any]:
         """What decides the result, as plain values; where the export goes decides nothing."""
         return {
@@ -59,7 +65,7 @@ class TameOptions:
             "target": self.target if self.method == AUTO else None,
             "evaluate": self.evaluate,
             "exported": None if self.out is None else self.form,
-            "settings": {m: dict(o) for m, o in self.settings.items()},
+            "settings": self.method_settings(),
         }
 
     def check(self) -> None:
@@ -68,12 +74,12 @@ class TameOptions:
         Raises:
             UsageError: An unknown method, scheme, form or option, a number below one, an output folder in use.
         """
-        from skerry.tame.register import METHODS, parse_pipeline
+        from skerry.tame.register import check_needs, find_method, parse_pipeline
 
-        _ = self.scheme
+        scheme = self.scheme
         check_target(self.target)
         if self.method != AUTO:
-            parse_pipeline(self.method)
+            check_needs(parse_pipeline(self.method), scheme)
         elif not self.evaluate:
             raise UnknownOption(
                 "auto chooses by held-out loss, so it cannot go without evaluation; name a method"
@@ -83,13 +89,7 @@ class TameOptions:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UnknownOption(f"{name} is {value!r}; it must be a whole number, at least 1")
         for method in self.settings:
-            if method not in METHODS:
-                from skerry.errors import near_matches
-
-                near = near_matches(method, list(METHODS))
-                raise UnknownOption(
-                    f"options are given to the method {method!r}, which does not exist{f'; did you mean {near}?' if near else ''}"
-                )
+            find_method(method)
         if self.out is not None:
             from skerry.tame.export import FORMS
             from skerry.tame.export_folder import check_unused
