@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.model import Anatomy, run
+from skerry.anatomy.pages import give_back, letting_go
 from skerry.anatomy.quiet import quiet
 from skerry.anatomy.sites import Site
 
@@ -88,8 +89,10 @@ def run_float64(
     blocks = blocks_of(anatomy)
     # Parameters that were made in inference mode can be given other values only there.
     made_there = any(p.is_inference() for p in anatomy.model.parameters())
-    with quiet(anatomy.model), ExitStack() as stack:
+    with quiet(anatomy.model), letting_go(anatomy.model), ExitStack() as stack:
+        stack.callback(give_back)
         stack.enter_context(torch.inference_mode(made_there))
+        stack.enter_context(torch.no_grad())  # leaving inference mode alone would turn gradients on
         if whole or not blocks:
             stack.enter_context(_doubled(list(anatomy.model.modules())))
             if change is not None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from skerry.anatomy.coarse import coarse
 from skerry.anatomy.dense import Dense
 from skerry.anatomy.model import Anatomy, run
+from skerry.anatomy.pages import letting_go
 from skerry.anatomy.quiet import quiet
 from skerry.anatomy.seams import Seam
 from skerry.anatomy.sites import Site
@@ -226,7 +227,7 @@ def read_inputs(
 
     listener = progress or Silent()
     listener.start(stage, len(batches), "batch")
-    with quiet(anatomy.model), ExitStack() as stack:
+    with quiet(anatomy.model), letting_go(anatomy.model), ExitStack() as stack:
         stack.enter_context(change_rows(anatomy, {d: reader(d, r) for d, r in first.items()}))
         if ask.coarse:
             stack.enter_context(coarse(anatomy))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skerry.anatomy.dense import dense_maps
+from skerry.anatomy.pages import give_back, let_go
 from skerry.anatomy.seams import Seam
 from skerry.tame.method import Found, Job
 from skerry.tame.reader_error import ReaderError
@@ -101,7 +102,9 @@ def search_scales(
             found.rows["channel_ranges"] += channel_rows(seam, of, scale)
         else:
             found.notes.append(f"{seam.name}: left alone, {skipped}")
+        let_go(d.parameter.detach() for d in seam.readers)
         job.progress.advance()
+    give_back()
     job.progress.done()
     found.no_export = why_no_export(changed)
     return found
