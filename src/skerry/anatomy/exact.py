@@ -7,7 +7,7 @@ Models cast to float32 inside: norms, rotary tables, router softmax. A model tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,11 +15,11 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skerry.anatomy.blocks import blocks_of, instead
 from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.model import Anatomy, run
 from skerry.anatomy.pages import give_back, letting_go
 from skerry.anatomy.quiet import quiet
-from skerry.anatomy.sites import Site
 
 _FEWER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {"float": Tensor.double, "half": Tensor.double, "bfloat16": Tensor.double}
@@ -53,13 +53,6 @@ def exact() -> Iterator[None]:
 
 # What a run does to the weights of a block (None: everything outside the blocks) once they are float64 and before they are used.
 Change = Callable[[int | None], None]
-
-
-def blocks_of(anatomy: Anatomy) -> list[nn.Module]:
-    """The blocks in order; none where a block is not one module of its own."""
-    taps = [anatomy.taps.get(Site(layer, "resid.out")) for layer in range(anatomy.dims.num_layers)]
-    whole = [t.module for t in taps if t is not None and t.tap.side == "output" and t.tap.split is None]
-    return whole if len(whole) == len(set(map(id, whole))) == anatomy.dims.num_layers else []
 
 
 @torch.no_grad()
@@ -143,9 +136,8 @@ def _doubled(parts: Sequence[nn.Module]) -> Iterator[None]:
             t.data = data
 
 
-@contextmanager
-def _while_running(block: nn.Module, layer: int, change: Change | None) -> Iterator[None]:
-    before, own = block.forward, "forward" in vars(block)
+def _while_running(block: nn.Module, layer: int, change: Change | None) -> AbstractContextManager[None]:
+    before = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with _doubled(list(block.modules())):
@@ -154,20 +146,12 @@ def _while_running(block: nn.Module, layer: int, change: Change | None) -> Itera
                     change(layer)
             return before(*args, **kwargs)
 
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            block.forward = before
-        else:
-            del block.forward
+    return instead(block, forward)
 
 
-@contextmanager
-def _leaf(module: nn.Module) -> Iterator[None]:
+def _leaf(module: nn.Module) -> AbstractContextManager[None]:
     """A module outside the blocks: in float64 while it runs. A table is looked up first and turned then."""
-    before, own = module.forward, "forward" in vars(module)
+    before = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # A subclass may scale what it looked up, so only the plain table is left as it is.
@@ -176,11 +160,4 @@ def _leaf(module: nn.Module) -> Iterator[None]:
         with _doubled([module]):
             return before(*args, **kwargs)
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = before
-        else:
-            del module.forward
+    return instead(module, forward)

@@ -10,14 +10,14 @@ in a forward whose blocks compute nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from skerry.anatomy.exact import blocks_of
+from skerry.anatomy.blocks import blocks_of, instead
 from skerry.anatomy.model import Anatomy, run
 from skerry.anatomy.watch import trial_ids
 from skerry.errors import BrokenModel, NotPossible
@@ -75,7 +75,7 @@ class Walk:
         calls: list[Call] = []
         with ExitStack() as stack:
             for layer, block in enumerate(self.blocks):
-                stack.enter_context(_instead(block, _recorder(calls, self._tuples[layer])))
+                stack.enter_context(instead(block, _recorder(calls, self._tuples[layer])))
             run(self.anatomy, input_ids, keep)
         if len(calls) != len(self.blocks):
             raise NotPossible(
@@ -200,16 +200,3 @@ def _recorder(calls: list[Call], as_tuple: bool) -> Callable[..., Any]:
         return (hidden,) if as_tuple else hidden
 
     return forward
-
-
-@contextmanager
-def _instead(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before, own = block.forward, "forward" in vars(block)
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            block.forward = before
-        else:
-            del block.forward

@@ -7,15 +7,15 @@ touches: the blocks before it return what they returned before. With `n` blocks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from skerry.anatomy.blocks import blocks_of, instead
 from skerry.anatomy.model import Anatomy, run
-from skerry.anatomy.sites import Site
 from skerry.causes.interventions import Intervention
 from skerry.causes.outcome import Judge, Outcome, last_hidden
 from skerry.corpus.batch import Batch
@@ -38,7 +38,7 @@ class Rerun:
     def __init__(self, anatomy: Anatomy, batch: Batch, judge: Judge | None = None) -> None:
         self.anatomy, self.batch = anatomy, batch
         self.judge = Judge(anatomy) if judge is None else judge
-        self._blocks = _blocks(anatomy)
+        self._blocks = blocks_of(anatomy)
         kept: list[tuple[int, Any]] = []
         with ExitStack() as stack:
             for layer, block in enumerate(self._blocks):
@@ -120,13 +120,6 @@ def _all(contexts: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
         yield
 
 
-def _blocks(anatomy: Anatomy) -> list[nn.Module]:
-    """The blocks, when each one's output is all that the next receives from it; else none, and nothing is reused."""
-    taps = [anatomy.taps.get(Site(layer, "resid.out")) for layer in range(anatomy.dims.num_layers)]
-    whole = [t.module for t in taps if t is not None and t.tap.side == "output" and t.tap.split is None]
-    return whole if len(whole) == len(set(map(id, whole))) == anatomy.dims.num_layers else []
-
-
 def _recording(block: nn.Module, layer: int, kept: list[tuple[int, Any]]) -> AbstractContextManager[None]:
     """While open what the block returns is kept, as it is before any hook changes it."""
     before = block.forward
@@ -136,25 +129,12 @@ def _recording(block: nn.Module, layer: int, kept: list[tuple[int, Any]]) -> Abs
         kept.append((layer, _copy(out)))
         return out
 
-    return _instead(block, forward)
+    return instead(block, forward)
 
 
 def _returning(block: nn.Module, output: Any) -> AbstractContextManager[None]:
     """While open the block returns this without computing; its hooks still run."""
-    return _instead(block, lambda *_args, **_kwargs: output)
-
-
-@contextmanager
-def _instead(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before, own = block.forward, "forward" in vars(block)
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            block.forward = before
-        else:
-            del block.forward
+    return instead(block, lambda *_args, **_kwargs: output)
 
 
 def _copy(output: Any) -> Any:

@@ -7,14 +7,14 @@ inputs; `advance` moves on to the next block. A model whose blocks do not hand o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from skerry.anatomy.blocks import blocks_of, instead
 from skerry.anatomy.model import Anatomy, run
-from skerry.anatomy.sites import Site
 from skerry.causes.outcome import last_hidden
 from skerry.corpus.batch import Batch
 
@@ -33,7 +33,7 @@ class Prefix:
     def __init__(self, anatomy: Anatomy, batches: Sequence[Batch]) -> None:
         self.anatomy, self.batches = anatomy, list(batches)
         self.layer = 0
-        self._blocks = chain(anatomy)
+        self._blocks = blocks_of(anatomy)
         self._kept: list[Any] = [None] * len(self.batches)
 
     def last(self, number: int) -> Float[Tensor, "sample position channel"]:
@@ -60,9 +60,9 @@ class Prefix:
 
         batch = self.batches[number]
         with self._before(number), ExitStack() as stack:
-            stack.enter_context(_instead(block, computing))
+            stack.enter_context(instead(block, computing))
             for later in self._blocks[self.layer + 1 :]:
-                stack.enter_context(_instead(later, lambda *_a, **_k: found[0]))
+                stack.enter_context(instead(later, lambda *_a, **_k: found[0]))
             run(self.anatomy, batch.input_ids, batch.keep)
         return found[0]
 
@@ -73,35 +73,12 @@ class Prefix:
             for layer, block in enumerate(self._blocks[:start]):
                 # The first block that computes may write into what it reads.
                 kept = self._kept[number] if layer < start - 1 else _copy(self._kept[number])
-                stack.enter_context(_instead(block, _returning(kept)))
+                stack.enter_context(instead(block, _returning(kept)))
             yield
-
-
-def chain(anatomy: Anatomy) -> list[nn.Module]:
-    """The blocks, when each one's output is all that the next receives from it; else none."""
-    taps = [anatomy.taps.get(Site(layer, "resid.out")) for layer in range(anatomy.dims.num_layers)]
-    whole = [t.module for t in taps if t is not None and t.tap.side == "output" and t.tap.split is None]
-    return whole if len(whole) == len(set(map(id, whole))) == anatomy.dims.num_layers else []
 
 
 def _returning(output: Any) -> Callable[..., Any]:
     return lambda *_args, **_kwargs: output
-
-
-def _instead(block: nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
-    @contextmanager
-    def instead() -> Iterator[None]:
-        before, own = block.forward, "forward" in vars(block)
-        block.forward = forward
-        try:
-            yield
-        finally:
-            if own:
-                block.forward = before
-            else:
-                del block.forward
-
-    return instead()
 
 
 def _copy(output: Any) -> Any:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from skerry.anatomy.blocks import instead
 from skerry.anatomy.dense import Dense, watch_inputs
 from skerry.anatomy.walk import Walk
 from skerry.corpus.batch import Batch
 from skerry.errors import BadText, EmptyBatch
-from skerry.tame.rounded import instead
 from skerry.tame.threshold import Ranges
 
 # Tokens of a piece: what is run at once. Small pieces stay in the cache, and a search can stop behind each.

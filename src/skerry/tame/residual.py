@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from skerry.anatomy.blocks import blocks_of
 from skerry.anatomy.dense import Dense, dense_maps
-from skerry.anatomy.exact import blocks_of
 from skerry.anatomy.model import Anatomy, BoundMatrix
 from skerry.anatomy.sites import Site
 from skerry.errors import NotPossible

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from skerry.anatomy.blocks import instead
 from skerry.anatomy.dense import Dense, change_inputs, replace_weights
 from skerry.anatomy.model import Anatomy
 from skerry.anatomy.seams import Seam
@@ -180,17 +181,3 @@ def _expert(r: Rounded) -> tuple[Any, Tensor]:
         return new if scale is None else new * scale
 
     return edit, r.weight if scale is None else r.weight / scale
-
-
-@contextmanager
-def instead(module: nn.Module, forward: Any) -> Iterator[None]:
-    """A module computes something else while open."""
-    before, own = module.forward, "forward" in vars(module)
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = before
-        else:
-            del module.forward
