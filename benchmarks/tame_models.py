@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+# Changes whenever a saved model would be another.
+VERSION = 2
 _BASE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 256,
@@ -77,14 +79,14 @@ def cache_folder(given: str | None) -> Path:
 
 
 def make(name: str, *, seed: int = 0, **more: Any) -> Any:
-    """A model of a family, `llama-125m`, or `layernorm`, in evaluation mode."""
+    """A model of a family, `llama-125m` (half of its outlier channels one-sided), `llama-125m-centred`, or `layernorm`, in evaluation mode."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
-    if name == "llama-125m":
+    if name.startswith("llama-125m"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_125M | more))
     else:
         family = {"layernorm": "StableLmForCausalLM"}.get(name, name)
@@ -93,7 +95,10 @@ def make(name: str, *, seed: int = 0, **more: Any) -> Any:
         made = getattr(transformers, config)(**settings | extra | more)
         model = getattr(transformers, family)(made)
     _randomise(model)
-    _plant_asymmetric(model) if name == "layernorm" else _plant(model)
+    if name == "layernorm":
+        _plant_asymmetric(model)
+    else:
+        _plant(model, one_sided=name == "llama-125m")
     return model.eval()
 
 
@@ -106,15 +111,24 @@ def _randomise(model: Any) -> None:
                 p.add_((0.05 if "bias" in name else 0.2) * torch.randn_like(p))
 
 
-def _plant(model: Any) -> None:
-    """Some channels of the residual stream thirty times as large as the others, one of them off centre."""
+def _plant(model: Any, *, one_sided: bool = False) -> None:
+    """Some channels of the residual stream thirty times as large as the others.
+
+    Args:
+        model: The model.
+        one_sided: Half of them far to one side of zero for every token, as in trained models (Wei et al. 2023, section 3: a channel of OPT runs from -97 to
+            -58); otherwise only one of them is a little off centre.
+    """
     import torch
 
     with torch.no_grad():
         weight = model.get_input_embeddings().weight
-        width = weight.shape[1]
-        channels = [3, 40, 77, *([200, 411, 600] if width > 600 else [])]
-        weight[:, channels] *= 30
+        if one_sided:
+            weight[:, [3, 77, 411]] *= 30
+            for channel, middle in ((40, 1.5), (200, -1.5), (600, 1.0)):
+                weight[:, channel] = weight[:, channel] * 5 + middle
+            return
+        weight[:, [3, 40, 77, *([200, 411, 600] if weight.shape[1] > 600 else [])]] *= 30
         weight[:, 40] += 0.5
 
 
@@ -133,10 +147,10 @@ def _plant_asymmetric(
 
 def saved(cache: Path, name: str) -> Path:
     """The folder of a saved model; it is made if it is not there."""
-    place = cache / name
+    place = cache / f"{name}-{VERSION}"
     if not (place / "config.json").exists():
         model = make(name)
-        part = cache / f"{name}.part"
+        part = cache / f"{place.name}.part"
         model.save_pretrained(part)
         part.rename(place)
     return place

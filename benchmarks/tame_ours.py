@@ -172,6 +172,7 @@ def growth(request: dict[str, Any]) -> dict[str, Any]:
     from tame_models import make, random_ids
 
     from skerry.anatomy import resolve, run
+    from skerry.anatomy.pages import give_back
     from skerry.corpus.batch import Batch
     from skerry.impact.scheme import Scheme
     from skerry.tame.pipeline import Setting, run_pipeline
@@ -194,6 +195,8 @@ def growth(request: dict[str, Any]) -> dict[str, Any]:
     anatomy = resolve(model)
     with torch.inference_mode():
         run(anatomy, batches[0].input_ids)
+    # What loading and this forward left free would otherwise be used first, and hide what the search needs.
+    give_back()
     forget_peak()
     before = resident_peak()
     start = time.perf_counter()
