@@ -9,7 +9,7 @@ text. A routed expert reads its own tokens. Limit: one token is its own range.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -213,6 +213,7 @@ def read_inputs(
     batches = [piece for b in batches for piece in sized([b], max(1, TOKENS_AT_ONCE // b.keep.shape[1]))]
     drawn = _draw(batches, ask.num_rows, seed)
     now: dict[str, Any] = {}
+    order: list[Dense] = []
 
     def reader(dense: Dense, reading: Reading) -> RowEdit:
         def read(x: Tensor, places: Rows | None) -> Tensor:
@@ -221,6 +222,9 @@ def read_inputs(
             reading.update(kept, ask, drawn=_drawn(where, batch, now["drawn"]), places=where)
             if reading.range is not None and not reading.range.is_finite:
                 _refuse(x, places, dense, batch)
+            order.append(dense)
+            if now["last"] is dense:
+                raise _AllReadError
             return x
 
         return read
@@ -232,11 +236,29 @@ def read_inputs(
         if ask.coarse:
             stack.enter_context(coarse(anatomy))
         for batch, chosen in zip(batches, drawn, strict=True):
-            now.update(batch=batch, drawn=chosen)
-            run(anatomy, batch.input_ids, batch.keep)
+            now.update(batch=batch, drawn=chosen, last=_last(order))
+            order.clear()
+            with suppress(_AllReadError):
+                run(anatomy, batch.input_ids, batch.keep)
             listener.advance()
     listener.done()
     return plan
+
+
+class _AllReadError(Exception):
+    """The last map has read; what follows need not be computed."""
+
+
+def _last(order: Sequence[Dense]) -> Dense | None:
+    """The map that read last in a forward, behind which others need not go; None where that may be another map the next time.
+
+    Behind a down projection nothing is left that would take time.
+    """
+    if not order or order.count(order[-1]) > 1 or any(d.is_routed for d in order):
+        return None
+    if "w.down" in order[-1].pieces:
+        return None
+    return order[-1]
 
 
 def _draw(batches: Sequence[Batch], num_rows: int, seed: int) -> list[Bool[Tensor, "place"] | None]:
