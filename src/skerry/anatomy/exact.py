@@ -22,6 +22,8 @@ from skerry.anatomy.pages import give_back, letting_go
 from skerry.anatomy.quiet import quiet
 
 _FEWER = (torch.float32, torch.float16, torch.bfloat16)
+# Numbers of a tensor below which fresh memory costs nothing.
+_SMALL = 1 << 16
 _CASTS = {"float": Tensor.double, "half": Tensor.double, "bfloat16": Tensor.double}
 
 
@@ -93,8 +95,9 @@ def run_float64(
                     change(layer)
         else:
             inside = {id(m) for block in blocks for m in block.modules()}
+            room = _Room()
             for layer, block in enumerate(blocks):
-                stack.enter_context(_while_running(block, layer, change))
+                stack.enter_context(_while_running(block, layer, change, room))
             for module in anatomy.model.modules():
                 if id(module) not in inside and (module._parameters or module._buffers):
                     stack.enter_context(_leaf(module))
@@ -115,15 +118,35 @@ def _logits(anatomy: Anatomy, input_ids: Tensor, keep: Tensor | None) -> Tensor:
     return out.logits if hasattr(out, "logits") else out[0]
 
 
+class _Room:
+    """Memory of one block's large weights in float64, used again by the next: fresh memory costs as much time as the numbers in it."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, torch.device], list[Tensor]] = {}
+
+    def double(self, x: Tensor) -> Tensor:
+        """The values of x in float64."""
+        if x.numel() < _SMALL or not x.is_contiguous():
+            return x.double()
+        free = self._free.get((x.numel(), x.device))
+        flat = free.pop() if free else torch.empty(x.numel(), dtype=torch.float64, device=x.device)
+        return flat.view(x.shape).copy_(x)
+
+    def take_back(self, x: Tensor) -> None:
+        """Tensors that `double` gave may be written over from now on."""
+        if x.numel() >= _SMALL and x.is_contiguous():
+            self._free.setdefault((x.numel(), x.device), []).append(x.view(-1))
+
+
 @contextmanager
-def _doubled(parts: Sequence[nn.Module]) -> Iterator[None]:
+def _doubled(parts: Sequence[nn.Module], room: _Room | None = None) -> Iterator[None]:
     """These modules' own parameters and buffers in float64 while open; parameters that are added meanwhile go again."""
     tensors = [t for p in parts for t in (*p._parameters.values(), *p._buffers.values()) if t is not None]
     old = [(t, t.data) for t in {id(t): t for t in tensors if t.dtype in _FEWER}.values()]
     held = [(p, dict(p._parameters)) for p in parts]
     try:
         for t, data in old:
-            t.data = data.double()
+            t.data = data.double() if room is None else room.double(data)
         yield
     finally:
         for part, parameters in held:
@@ -133,14 +156,18 @@ def _doubled(parts: Sequence[nn.Module]) -> Iterator[None]:
                 part._parameters.clear()
                 part._parameters.update(parameters)
         for t, data in old:
+            if room is not None and t.dtype == torch.float64:
+                room.take_back(t.data)
             t.data = data
 
 
-def _while_running(block: nn.Module, layer: int, change: Change | None) -> AbstractContextManager[None]:
+def _while_running(
+    block: nn.Module, layer: int, change: Change | None, room: _Room
+) -> AbstractContextManager[None]:
     before = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _doubled(list(block.modules())):
+        with _doubled(list(block.modules()), room):
             if change is not None:
                 with torch._C.DisableTorchFunction():
                     change(layer)
