@@ -320,6 +320,7 @@ def tame(
     samples: int = 64,
     target: float = 0.01,
     evaluate: bool = True,
+    parts: bool = False,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     seams: Sequence[Seam] = (),
     run: str | Path | None = None,
@@ -339,6 +340,7 @@ def tame(
         samples: Held-out inputs that judge.
         target: For `auto`: relative rise of the loss that is allowed.
         evaluate: Judge on held-out inputs.
+        parts: Measure what each part of `os+` brings, too: ten searches more.
         settings: Method to its options, e.g. `{"smoothquant": {"alpha": 0.7}}`.
         seams: Seams of your own, see `skerry.anatomy.find_seams.declare_norm_seam`; a wrong one is an error that names it.
         run: Run directory; under ./skerry-runs when None.
@@ -355,15 +357,7 @@ def tame(
     from skerry.tame.wanted import TameOptions
 
     wanted = TameOptions(
-        method=method,
-        bits=bits,
-        out=out,
-        form=form,
-        calibration=calibration,
-        samples=samples,
-        target=target,
-        evaluate=evaluate,
-        settings=settings or {},
+        method, bits, out, form, calibration, samples, target, evaluate, parts, settings or {}
     )
     plain = _options({**options, "out": run})
     asked = (

@@ -1,5 +1,6 @@
 """skerry tame as a user runs it, and what is left when it is stopped."""
 
+import itertools
 import json
 import os
 import signal
@@ -46,6 +47,20 @@ def test_the_document_tells_what_was_tried_proved_and_left_alone(inside, checkpo
         assert run.table(name).schema.names == list(TAME_TABLES[name])
     assert run.table("seam_changes").num_rows >= 6
     assert inside(*words)[1] == out  # a repeat is the same answer
+
+
+def test_the_parts_of_os_plus_are_a_table(inside, checkpoint, text):
+    code, out, err = inside(
+        "tame", checkpoint, "--text", text, "--bits", "w6a6-tensor", *FEW, "--parts", "--json"
+    )
+    assert code == 0, err
+    document = json.loads(out)
+    parts = document["parts"]
+    assert [r["step"] for r in parts] == list(range(10)) and parts[0]["part"] == "as published"
+    assert parts[0]["change"] is None and all(r["ci_low"] <= r["change"] <= r["ci_high"] for r in parts[1:])
+    for before, after in itertools.pairwise(parts):
+        assert after["change"] == pytest.approx(after["loss"] - before["loss"])
+    assert Run.open(document["run"]).table("parts").num_rows == 10
 
 
 def test_the_terminal_shows_methods_and_proof(inside, checkpoint, text):

@@ -35,6 +35,8 @@ class Asked:
     """Tokens per input."""
     evaluate: bool = True
     """Judge on held-out inputs."""
+    parts: Annotated[bool, Parameter(negative=())] = False
+    """Measure what each part of os+ brings, too: ten searches more."""
     set: Annotated[list[str] | None, Parameter(negative=())] = None
     """Option of a method, METHOD.NAME=VALUE, e.g. smoothquant.alpha=0.7; may be given several times."""
     run: str | None = None
@@ -60,7 +62,7 @@ class Asked:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `skerry.tame`, but the text."""
-        names = "method bits out form target calibration samples evaluate run dtype device seed batch_size bos threads trust_remote_code"
+        names = "method bits out form target calibration samples evaluate parts run dtype device seed batch_size bos threads trust_remote_code"
         found = {name: getattr(self, name) for name in names.split()}
         return found if self.tokens is None else {**found, "tokens": self.tokens}
 

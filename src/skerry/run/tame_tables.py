@@ -65,7 +65,8 @@ TAME_TABLES: dict[str, dict[str, Column]] = {
         "range_before": Column(_F, "max - min of the tensor before"),
         "range_after": Column(_F, "max - min of (x - shift) / scale"),
         "loss_before": Column(
-            _F, "the search's own loss without a change, mean squared error of the consumer's output"
+            _F,
+            "the search's own loss without a change: squared error of what the readers give, as a share of its energy (os+) or as a mean (others)",
         ),
         "loss_after": Column(_F, "the same with the change"),
         "candidates": Column(_I, "changes that were evaluated"),

@@ -35,6 +35,7 @@ def tame_document(
         "methods": choice.rows,
         "equivalence": equivalence_rows(tamed),
         "seams": [dict(row) for row in tamed.found.rows.get("seam_changes", [])],
+        "parts": [dict(row) for row in tamed.found.rows.get("parts", [])],
         "needs": tamed.needs,
         "notes": [*plan.loaded.warnings, *plan.feed.card.notes, *tamed.found.notes],
         "corpus": plan.feed.card.as_dict(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from skerry.impact.scheme import Scheme
 from skerry.run import Progress, Silent
 from skerry.tame.document import equivalence_rows
 from skerry.tame.held_out import HeldOut
-from skerry.tame.method import Row
-from skerry.tame.pipeline import Setting, Tamed, run_pipeline
+from skerry.tame.method import Found, Job, Method, Row
+from skerry.tame.pipeline import Setting, Tamed, run_pipeline, usable_seams
 from skerry.tame.register import parse_pipeline
 
 # What the comparison of the literature needs: nothing, clipping, scale alone, shift and scale as published and in full.
@@ -110,17 +111,29 @@ def overhead(original: Anatomy, tamed: Tamed, batch: Batch, *, rounds: int = ROU
     }
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the original first, then by scheme and damage."""
-    return sorted(
-        rows,
-        key=lambda r: (
-            r["method"] != "none",
-            str(r.get("scheme")),
-            r.get("change") is None,
-            r.get("change") or 0.0,
-        ),
-    )
+def parts_of_os_plus(held_out: HeldOut, setting: Setting) -> list[Row]:
+    """Rows for the table `parts`: what each part of Outlier Suppression+ brings, each search folded into a copy and judged.
+
+    Args:
+        held_out: Judges; it must have its own copy of the untouched model.
+        setting: Calibration and scheme; its model is not used.
+    """
+    from skerry.tame.ablation import Priced, ablate
+
+    evaluator, anatomy = held_out.evaluator, held_out.fresh()
+
+    def price(found: Found) -> Priced:
+        given = Method("os+", "what was found", "", "transform", lambda _job: found)
+        tamed = run_pipeline(replace(setting, anatomy=held_out.fresh()), [given])
+        with tamed.simulation.open(tamed.anatomy):
+            scores = evaluator.score_model(tamed.anatomy)
+        damage = evaluator.damage
+        return Priced(float(getattr(scores, damage)), scores.per_input[damage], evaluator.weights)
+
+    seams = usable_seams(anatomy, setting)
+    job = Job(anatomy, seams, setting.batches, setting.scheme, seed=setting.seed)
+    found = {"scheme": str(setting.scheme), "outcome": evaluator.damage}
+    return [{**found, **row} for row in ablate(job, price, seed=setting.seed)]
 
 
-__all__ = ["PIPELINES", "SCHEMES", "compare_methods", "ordered", "overhead"]
+__all__ = ["PIPELINES", "SCHEMES", "compare_methods", "overhead", "parts_of_os_plus"]

@@ -34,7 +34,7 @@ from skerry.tame.wanted import AUTO, TameOptions
 STAGE = "tame"
 # Changes whenever taming would do something else.
 VERSION = 1
-TABLES = ("methods", "seam_changes", "channel_ranges", "equivalence")
+TABLES = ("methods", "seam_changes", "channel_ranges", "equivalence", "parts")
 # A calibration text with fewer kinds of tokens than this says nothing about channels.
 FEWEST_TOKENS = 8
 
@@ -188,7 +188,8 @@ class _Work:
             tamed = run_pipeline(self._setting(self.wanted.method), methods)
             return Choice(tamed, {}, [], reached=False, why="not judged")
         # A rotation changes the head, by which the original's prediction is computed.
-        held_out = self._held_out(own_copy=any(m.name in ("rotation", "spinquant") for m in methods))
+        turns = any(m.name in ("rotation", "spinquant") for m in methods)
+        held_out = self._held_out(own_copy=turns or self.wanted.parts)
         rows = [held_out.original(), held_out.rounded(self.scheme)]
         tamed = run_pipeline(self._setting(self.wanted.method), methods)
         self.progress.start("judging", 2, "model")
@@ -197,6 +198,7 @@ class _Work:
         rows.append(held_out.quantized(tamed))
         self.progress.done()
         rows[-1]["chosen"] = True
+        self._parts(held_out, tamed)
         return Choice(tamed, rows[-1], rows, reached=True, why=f"{tamed.name} was asked for")
 
     def _auto(self) -> Choice:
@@ -211,7 +213,16 @@ class _Work:
             held_out, pipelines_for(self.scheme), run, target=self.wanted.target, tried=self._tell
         )
         rows = [held_out.original(), *choice.rows, held_out.changed(choice.tamed)]
+        self._parts(held_out, choice.tamed)
         return choice._replace(rows=rows)
+
+    def _parts(self, held_out: HeldOut, tamed: Tamed) -> None:
+        if self.wanted.parts:
+            from skerry.tame.study import parts_of_os_plus
+
+            self.progress.start("parts of os+", 1, "table")
+            tamed.found.rows["parts"] = parts_of_os_plus(held_out, self._setting("parts"))
+            self.progress.done()
 
     def _tell(self, row: Row) -> None:
         change = row.get("change")

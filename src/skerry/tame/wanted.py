@@ -27,6 +27,7 @@ class TameOptions:
         samples: Held-out inputs that judge.
         target: `auto`: relative rise of the loss that is allowed.
         evaluate: Judge on held-out inputs; without, nothing but the proof is computed.
+        parts: Measure what each part of `os+` brings, too.
         settings: Method, by any of its names, to its options.
     """
 
@@ -38,6 +39,7 @@ class TameOptions:
     samples: int = 64
     target: float = TARGET
     evaluate: bool = True
+    parts: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -64,6 +66,7 @@ class TameOptions:
             "held_out": self.samples,
             "target": self.target if self.method == AUTO else None,
             "evaluate": self.evaluate,
+            "parts": self.parts,
             "exported": None if self.out is None else self.form,
             "settings": self.method_settings(),
         }
@@ -84,6 +87,8 @@ class TameOptions:
             raise UnknownOption(
                 "auto chooses by held-out loss, so it cannot go without evaluation; name a method"
             )
+        if self.parts and not self.evaluate:
+            raise UnknownOption("parts are judged by held-out loss, so they cannot go without evaluation")
         for name in ("calibration", "samples"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
