@@ -187,10 +187,11 @@ def test_another_request_does_not_overwrite_a_run(tmp_path):
 
 
 BLOCKS = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from skerry.tame.blocks import Blocks
 from skerry.cli.main import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 keep, number, at = Blocks.remember, 0, int(sys.argv[1])
 def remember(self, method, layer, state):
     global number

@@ -657,8 +657,11 @@ def test_what_only_the_running_model_has_is_refused(kind, tmp_path):
     assert nothing_in(tmp_path)
 
 
-def test_a_float_checkpoint_loses_online_rotations_only():
-    refuse_runtime({kind: "here" for kind in RUNTIME if kind != "online rotation"}, quantized=False)
+def test_a_float_checkpoint_loses_only_what_changes_the_float_model():
+    also_float = ("online rotation", "compensated shortcut")
+    refuse_runtime({kind: "here" for kind in RUNTIME if kind not in also_float}, quantized=False)
+    with pytest.raises(NotPossible, match="Leave the post-norm seams out"):
+        refuse_runtime({"compensated shortcut": "here"}, quantized=False)
     with pytest.raises(NotPossible, match="transformers 5.23 ignores `transform_config`"):
         refuse_runtime({"online rotation": "here"}, quantized=False)
     with pytest.raises(UnknownOption, match="did you mean 'prefix tokens'"):
