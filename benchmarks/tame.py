@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed, memory and loss of taming against what there is: ratios, measured in turn in one run.
 
-    python benchmarks/tame.py [--only search,peer,layernorm,never,memory] [--all] [--rounds 2] [--threads N] [--json]
+    python benchmarks/tame.py [--only search,peer,layernorm,never,memory] [--all] [--rounds 2] [--threads N] [--wait SECONDS] [--json]
                               [--cache FOLDER] [--peer-python PATH | --install-peer]
 
 search     the OS+ search against the published procedure (`tame_published.py`), on one batch of 4,096 tokens
@@ -137,10 +137,14 @@ def against_peer(options: argparse.Namespace, folder: Path) -> list[Row]:
     errors: list[dict[str, float]] = []
     for number in range(options.rounds):
         base = peer_request(options, "llama-125m", number)
+        wait_for_quiet(options.wait)
         if python is not None:
             runs["peer"].append(ask_peer(python, base | {"out": str(folder / "peer")}, folder))
+        wait_for_quiet(options.wait)
         runs["pieces"].append(ours.run("pieces", base, folder))
+        wait_for_quiet(options.wait)
         runs["without guard"].append(ours.run("pieces", base | {"settings": {"guard": False}}, folder))
+        wait_for_quiet(options.wait)
         runs["verb"].append(ours.run("verb", base, folder))
         if python is not None:
             errors.append(judged(base, {"peer": folder / "peer"}, folder))
@@ -206,6 +210,33 @@ def against_peer(options: argparse.Namespace, folder: Path) -> list[Row]:
         ),
     ]
     return rows
+
+
+def wait_for_quiet(seconds: float) -> None:
+    """Wait until the processors are nine tenths idle, at most so long; two threads that share a core with another process spin."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = processor_ticks()
+        time.sleep(4)
+        after = processor_ticks()
+        if before is None or after is None or after.idle - before.idle > 0.9 * (after.all - before.all):
+            return
+
+
+class Ticks(NamedTuple):
+    """What all processors have done since the system started."""
+
+    idle: int
+    all: int
+
+
+def processor_ticks() -> Ticks | None:
+    """Idle and all ticks; None where the system does not tell."""
+    try:
+        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except OSError:
+        return None
+    return Ticks(fields[3] + fields[4], sum(fields))
 
 
 def peer_request(options: argparse.Namespace, name: str, number: int) -> dict[str, Any]:
@@ -424,6 +455,9 @@ def main() -> None:
     ask.add_argument("--all", action="store_true", help="all 21 architectures and all transforms in `never`")
     ask.add_argument("--rounds", type=int, default=2)
     ask.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    ask.add_argument(
+        "--wait", type=float, default=0.0, help="seconds to wait for an idle machine before a timed process"
+    )
     ask.add_argument("--cache")
     ask.add_argument("--peer-python")
     ask.add_argument("--install-peer", action="store_true")
