@@ -18,6 +18,7 @@ ROOMS = [
     "causes",
     "impact",
     "tame",
+    "redesign",
     "claims",
     "report",
     "app",

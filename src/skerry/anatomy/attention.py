@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,26 +37,28 @@ class AttentionView:
         num_heads: Query heads; grouped keys are not expanded: query head h reads key head h * num_kv_heads // num_heads.
         scale: Factor on the product of query and key.
         softcap: Logits are softcap * tanh(logits / softcap) before masking; None without.
-        sink_logits: Learned logits that take mass and carry no value; None without.
+        sink_logits: Logits that take mass without being a key, per head or per sample, head and query; None without.
         mask: Bool, True where visible, or additive; broadcasts to [sample, head, query, key]; None without.
         is_causal: Whether query i sees only keys up to i (on top of `mask`).
         query: After rotation and norms.
         key: After rotation and norms.
         value: None where the architecture hides it.
         logits: Scaled and masked scores, where the model computes them itself.
+        weights: Rule from the masked logits to the attention weights where it is not softmax; rows need not sum to one.
     """
 
     layer: int
     num_heads: int
     scale: float
     softcap: float | None
-    sink_logits: Float[Tensor, "head"] | None
+    sink_logits: Tensor | None
     mask: Tensor | None
     is_causal: bool
     query: Float[Tensor, "sample head query channel"] | None
     key: Float[Tensor, "sample kv_head key channel"] | None
     value: Float[Tensor, "sample kv_head key value_channel"] | None
     logits: Float[Tensor, "sample head query key"] | None
+    weights: Callable[[Tensor], Tensor] | None = None
 
 
 Observer = Callable[[AttentionView], None]
@@ -109,9 +111,12 @@ def naive_probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
     """The attention weights, without the share of a learned sink; NaN where a query sees no key; for tests and single sequences."""
     logits = naive_logits(view)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if view.weights is not None:
+        return view.weights(logits)
     if view.sink_logits is None:
         return logits.softmax(dim=-1)
-    sink = view.sink_logits.to(logits).view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+    sink = view.sink_logits.to(logits)
+    sink = sink[..., None] if sink.dim() == 3 else sink.view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
     return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
@@ -146,12 +151,15 @@ def _interface_attention(
             key=key,
             value=value,
             logits=None,
+            weights=kwargs.get("weights"),
         )
 
     for layer, observer in _observers.get(id(module), ()):
         observer(seen(layer))
     if any(edit.probs is not None for _, edit in edits):
         return _with_other_probs(seen(edits[0][0]), edits)
+    if (own := kwargs.get("compute")) is not None:
+        return own(query, key, value).transpose(1, 2), None
     kernel = _kernels.get(id(getattr(module, "config", None)), "sdpa")
     return _compute(module, kernel, query, key, value, attention_mask, is_causal, scaling, kwargs)
 
@@ -220,6 +228,44 @@ def _register() -> None:
     if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _interface_attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+
+
+@runtime_checkable
+class OwnAttention(Protocol):
+    """Attention that computes itself and tells how: what skerry's own decoder hands to `through_interface`."""
+
+    scale: float | None
+    weights: Callable[[Tensor], Tensor] | None
+
+    def sink_logits(self, query: Tensor) -> Tensor | None:
+        """Logits that take mass, [head] or [sample head query]; None without."""
+
+    def mask_of(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask that its softmax sees: bool, True where visible; None for causal."""
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
+        """[sample head query channel]."""
+
+
+def through_interface(
+    module: nn.Module, own: OwnAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Float[Tensor, "sample head query channel"]:
+    """Compute attention by `own`, and show it to whoever watches `module`; costs a dictionary look-up when nobody does."""
+    mask = own.mask_of(query, key, mask)
+    if id(module) not in _observers and id(module) not in _edits:
+        return own.attention(query, key, value, mask=mask)
+    out, _ = _interface_attention(
+        module,
+        query,
+        key,
+        value,
+        mask,
+        own.scale,
+        s_aux=own.sink_logits(query),
+        weights=own.weights,
+        compute=lambda q, k, v: own.attention(q, k, v, mask=mask),
+    )
+    return out.transpose(1, 2)
 
 
 def uses_interface(model: nn.Module) -> bool:

@@ -47,6 +47,8 @@ def read_fused(view: AttentionView, keep: np.ndarray) -> AttentionReading | None
     source = view.logits if view.logits is not None else view.query
     if source is None or source.device.type != "cpu" or source.dtype not in _FLOATS:
         return None
+    if view.weights is not None or (view.sink_logits is not None and view.sink_logits.dim() != 1):
+        return None
     num, length = keep.shape
     kernels = library(num * view.num_heads * length * length)
     if kernels is None:

@@ -1,0 +1,1 @@
+"""How is it never born? Attention variants, training, monitors, penalties, studies."""
