@@ -16,6 +16,7 @@ from skerry.run.impact_tables import IMPACT_TABLES
 from skerry.run.pruning_tables import PRUNING_TABLES
 from skerry.run.removal_tables import REMOVAL_TABLES
 from skerry.run.tame_tables import TAME_TABLES
+from skerry.run.training_tables import TRAINING_TABLES
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
 _PLACE = {
@@ -222,6 +223,7 @@ TABLES.update(PRUNING_TABLES)
 TABLES.update(REMOVAL_TABLES)
 TABLES.update(IMPACT_TABLES)
 TABLES.update(TAME_TABLES)
+TABLES.update(TRAINING_TABLES)
 
 
 def schema(name: str) -> pa.Schema:
