@@ -23,6 +23,7 @@ class Found(NamedTuple):
         path: The folder or file; for the hub, the folder of the cache that holds config.json.
         name: A short name for reports.
         cached_only: The hub cannot be reached: only its cache is read.
+        revision: Branch, tag or commit of the hub's repository; None for its main branch.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Found(NamedTuple):
     path: Path
     name: str
     cached_only: bool = False
+    revision: str | None = None
 
     @property
     def for_transformers(self) -> str:
@@ -39,11 +41,15 @@ class Found(NamedTuple):
         return self.reference if self.kind == "hub" else str(self.path)
 
 
-def find(model: str | Path) -> Found:
+def find(model: str | Path, *, revision: str | None = None) -> Found:
     """Find a model.
 
+    Args:
+        model: A folder, a .gguf file or a hub id.
+        revision: Branch, tag or commit, of a hub id.
+
     Raises:
-        UnknownModel: Nothing of that name here or on the hub.
+        UnknownModel: Nothing of that name here or on the hub, or a folder with a revision.
         BrokenModel: A repository without config.json.
     """
     text = str(model)
@@ -52,6 +58,10 @@ def find(model: str | Path) -> Found:
             "the model's name is empty; give a folder, a hub id such as organisation/name, or a .gguf file"
         )
     path = Path(text).expanduser()
+    if revision is not None and (path.exists() or isinstance(model, Path) or _means_a_path(text, path)):
+        raise UnknownModel(
+            f"{text} with revision {revision!r}: only a repository of the hub has revisions, and {text} is a path"
+        )
     if path.is_dir():
         return Found("folder", text, path, _name(path))
     if path.is_file():
@@ -62,7 +72,7 @@ def find(model: str | Path) -> Found:
         )
     if isinstance(model, Path) or _means_a_path(text, path):
         raise UnknownModel(f"no model {text!r}: {_hint(path)}")
-    return _on_the_hub(text, path)
+    return _on_the_hub(text, path, revision)
 
 
 def _name(path: Path) -> str:
@@ -90,22 +100,26 @@ def _hint(path: Path) -> str:
     return f"did you mean {near}?" if near else f"nothing like it in {str(parent.resolve())!r}"
 
 
-def _on_the_hub(reference: str, path: Path) -> Found:
+def _on_the_hub(reference: str, path: Path, revision: str | None = None) -> Found:
     from transformers.utils import cached_file  # type: ignore[attr-defined]
 
     cached_only = not reachable()
     try:
         with hushed():
-            config = cached_file(reference, "config.json", local_files_only=cached_only)
+            config = cached_file(
+                reference, "config.json", local_files_only=cached_only, revision=revision
+            )
     except Exception as error:  # the hub's client raises its own, requests' and the operating system's errors
         if "config.json" in str(error) and "couldn't connect" not in str(error):
             raise BrokenModel(
                 f"{reference} on the hub has no config.json, so it is no model for transformers"
             ) from error
-        raise UnknownModel(f"no model {reference!r}: {_why_not(reference, path, error)}") from error
+        which = f" at revision {revision!r}" if revision else ""
+        raise UnknownModel(f"no model {reference!r}{which}: {_why_not(reference, path, error)}") from error
     if config is None:
         raise UnknownModel(f"no model {reference!r} here or on the hub")
-    return Found("hub", reference, Path(config).parent, reference, cached_only)
+    name = f"{reference}@{revision}" if revision else reference
+    return Found("hub", reference, Path(config).parent, name, cached_only, revision)
 
 
 def reachable() -> bool:
@@ -128,6 +142,8 @@ def _why_not(reference: str, path: Path, error: Exception) -> str:
     near = near_matches(path.name, sorted(p.name for p in parent.iterdir()))
     here = f"no folder of that name here{f' (did you mean {near}?)' if near else ''}"
     said = str(error)
+    if "is not a valid git identifier" in said:
+        return "the hub has the repository, but no such branch, tag or commit"
     if "couldn't connect" in said or "offline" in said.lower():
         return f"{here}, it is not in the hub's cache, and the hub cannot be reached"
     if "gated" in said:

@@ -93,6 +93,7 @@ def load(
     device: Any = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
+    revision: str | None = None,
 ) -> Loaded:
     """Load a model for reading.
 
@@ -102,6 +103,7 @@ def load(
         device: auto (cuda, mps, cpu: the first that is there) or a device.
         trust_remote_code: Allow code that the checkpoint ships.
         tokenizer: A tokenizer or where to find one; None for the model's own.
+        revision: Branch, tag or commit of a hub id; None for its main branch.
 
     Raises:
         UnknownModel: Nothing of that name here or on the hub.
@@ -117,7 +119,7 @@ def load(
     place = choose_device(device)
     if asked is not None:
         check_pair(asked, place.value)
-    found = find(model)
+    found = find(model, revision=revision)
     if found.kind == "gguf":
         return _load_gguf(found, asked, place, tokenizer)
     config, stored, source = _look(found, trust_remote_code=trust_remote_code)
@@ -259,6 +261,8 @@ def _build(auto: Any, found: Found, **options: Any) -> tuple[nn.Module, list[str
         with hushed() as said:
             if found.cached_only:
                 options["local_files_only"] = True
+            if found.revision is not None:
+                options["revision"] = found.revision
             built, info = auto.from_pretrained(found.for_transformers, output_loading_info=True, **options)
     except ImportError as error:
         raise MissingExtra(

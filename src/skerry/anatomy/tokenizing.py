@@ -35,7 +35,9 @@ def load_tokenizer(
         return _read(found.for_transformers, found.reference, gguf_file=found.path.name)
     if found.kind == "folder" and not has_tokenizer(found.path):
         return None, [f"{found.path} has no tokenizer: text cannot be read, random token ids can"]
-    options = {"local_files_only": True} if found.cached_only else {}
+    options: dict[str, Any] = {"local_files_only": True} if found.cached_only else {}
+    if found.revision is not None:
+        options["revision"] = found.revision
     return _read(found.for_transformers, found.reference, trust_remote_code=trust_remote_code, **options)
 
 
