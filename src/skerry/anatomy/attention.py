@@ -9,7 +9,6 @@ Never ask for `output_attentions=True` here: under sdpa it returns an empty tupl
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,47 +19,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from skerry.anatomy.attention_functions import through_functions
+from skerry.anatomy.attention_view import HIDDEN, AttentionView, naive_logits, naive_probs
 
 IMPLEMENTATION = "skerry"
 Listed = TypeVar("Listed")
-# An additive mask at or below this hides the key: models write finfo.min, -inf, -1e9 or -1e4; distance biases stay far above.
-HIDDEN = -5000.0
-
-
-@dataclass(frozen=True)
-class AttentionView:
-    """One layer's attention as its softmax sees it. Either query and key are given, or logits.
-
-    Attributes:
-        layer: Block number from 0.
-        num_heads: Query heads; grouped keys are not expanded: query head h reads key head h * num_kv_heads // num_heads.
-        scale: Factor on the product of query and key.
-        softcap: Logits are softcap * tanh(logits / softcap) before masking; None without.
-        sink_logits: Logits that take mass without being a key, per head or per sample, head and query; None without.
-        mask: Bool, True where visible, or additive; broadcasts to [sample, head, query, key]; None without.
-        is_causal: Whether query i sees only keys up to i (on top of `mask`).
-        query: After rotation and norms.
-        key: After rotation and norms.
-        value: None where the architecture hides it.
-        logits: Scaled and masked scores, where the model computes them itself.
-        weights: Rule from the masked logits to the attention weights where it is not softmax; rows need not sum to one.
-    """
-
-    layer: int
-    num_heads: int
-    scale: float
-    softcap: float | None
-    sink_logits: Tensor | None
-    mask: Tensor | None
-    is_causal: bool
-    query: Float[Tensor, "sample head query channel"] | None
-    key: Float[Tensor, "sample kv_head key channel"] | None
-    value: Float[Tensor, "sample kv_head key value_channel"] | None
-    logits: Float[Tensor, "sample head query key"] | None
-    weights: Callable[[Tensor], Tensor] | None = None
-
-
 Observer = Callable[[AttentionView], None]
 
 
@@ -83,41 +47,6 @@ _observers: dict[int, list[tuple[int, Observer]]] = {}
 # The same for what changes attention, see `skerry.anatomy.attention_change`; changes come before what observers see.
 _edits: dict[int, list[tuple[int, AttentionEdit]]] = {}
 _kernels: dict[int, str] = {}
-
-
-def naive_logits(view: AttentionView) -> Float[Tensor, "sample head query key"]:
-    """The logits that the softmax reads, -inf where masked; for tests and single sequences: it is quadratic in memory."""
-    if view.logits is not None:
-        # Masks add the smallest number of the dtype, or a number like -1e4 that no logit comes near.
-        return view.logits.masked_fill(view.logits <= HIDDEN, -math.inf)
-    assert view.query is not None and view.key is not None
-    key = view.key.repeat_interleave(view.query.shape[1] // view.key.shape[1], dim=1)
-    logits = (view.query @ key.transpose(-1, -2)) * view.scale
-    if view.softcap is not None:
-        logits = view.softcap * torch.tanh(logits / view.softcap)
-    if view.mask is not None:
-        logits = (
-            logits.masked_fill(~view.mask, -math.inf)
-            if view.mask.dtype == torch.bool
-            else (logits + view.mask).masked_fill(view.mask <= HIDDEN, -math.inf)
-        )
-    if view.is_causal:
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        logits = logits.masked_fill(future, -math.inf)
-    return logits
-
-
-def naive_probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
-    """The attention weights, without the share of a learned sink; NaN where a query sees no key; for tests and single sequences."""
-    logits = naive_logits(view)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if view.weights is not None:
-        return view.weights(logits)
-    if view.sink_logits is None:
-        return logits.softmax(dim=-1)
-    sink = view.sink_logits.to(logits)
-    sink = sink[..., None] if sink.dim() == 3 else sink.view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def _interface_attention(
@@ -288,7 +217,7 @@ def observe_attention(
     else:
         with ExitStack() as stack:
             for layer, module in places.items():
-                stack.enter_context(_through_functions(module, layer, num_heads, observer))
+                stack.enter_context(through_functions(module, layer, num_heads, observer))
             yield
 
 
@@ -339,94 +268,18 @@ def taken_over(model: nn.Module) -> Iterator[None]:
             del _kernels[i]
 
 
-class _SoftmaxMode(TorchFunctionMode):
-    """Sees the softmax or the fused attention that a module calls."""
-
-    def __init__(self, layer: int, num_heads: int, observer: Observer) -> None:
-        super().__init__()
-        self.layer, self.num_heads, self.observer = layer, num_heads, observer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "scaled_dot_product_attention":
-            self._show_fused(*args, **kwargs)
-        elif name in ("softmax", "_softmax"):
-            self._show_logits(args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
-
-    def _show_logits(self, logits: Tensor) -> None:
-        if logits.dim() == 3 and self.num_heads and logits.shape[0] % self.num_heads == 0:
-            logits = logits.unflatten(0, (-1, self.num_heads))  # [sample*head, query, key]
-        if logits.dim() == 4 and logits.is_floating_point():
-            self._show(logits.shape[1], logits=logits.detach())
-
-    def _show_fused(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
-        del dropout_p, enable_gqa
-        if query.dim() == 3 and self.num_heads:
-            query, key, value = (
-                x.unflatten(0, (-1, x.shape[0] * self.num_heads // query.shape[0]))
-                for x in (query, key, value)
-            )
-        if query.dim() == 4:
-            scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-            self._show(query.shape[1], query, key, value, attn_mask, scale=scale, is_causal=is_causal)
-
-    def _show(
-        self,
-        num_heads: int,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        logits: Tensor | None = None,
-        scale: float = 1.0,
-        is_causal: bool = False,
-    ) -> None:
-        view = AttentionView(
-            layer=self.layer,
-            num_heads=num_heads,
-            scale=scale,
-            softcap=None,
-            sink_logits=None,
-            mask=mask,
-            is_causal=is_causal,
-            query=query,
-            key=key,
-            value=value,
-            logits=logits,
-        )
-        # Another watch may be open around this one: what an observer computes must not be taken for attention.
-        with torch._C.DisableTorchFunction():
-            self.observer(view)
-
-
-@contextmanager
-def _through_functions(module: nn.Module, layer: int, num_heads: int, observer: Observer) -> Iterator[None]:
-    """Wraps the module's forward, so that the mode is left on every way out of it."""
-    before, own = module.forward, "forward" in vars(module)
-
-    @functools.wraps(before)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _SoftmaxMode(layer, num_heads, observer):
-            return before(*args, **kwargs)
-
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = before
-        else:
-            del module.forward
+__all__ = [
+    "HIDDEN",
+    "IMPLEMENTATION",
+    "AttentionEdit",
+    "AttentionView",
+    "Observer",
+    "OwnAttention",
+    "listed",
+    "naive_logits",
+    "naive_probs",
+    "observe_attention",
+    "taken_over",
+    "through_interface",
+    "uses_interface",
+]

@@ -55,6 +55,7 @@ def attend(
         scale: Factor on the logits; 1 / sqrt(channel) by default.
         sink: What takes part in the softmax without being a token.
     """
+    query, key, value = in_one_type(query, key, value)
     groups = query.shape[1] // key.shape[1]
     if sink is None:
         causal = is_causal and mask is None and query.shape[2] > 1
@@ -72,6 +73,13 @@ def attend(
     return attend_eagerly(
         query, key, value, mask, is_causal=is_causal, scale=scale, sink=Sink(logit, sink.value)
     )
+
+
+def in_one_type(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast in its type, as scaled_dot_product_attention does; else in that of the values: rotation may have widened the rest."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _has_cpu_kernel(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
