@@ -32,9 +32,9 @@ def build(name: str):
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     if name == "minilm":
-        from skerry.anatomy.load import default_model
+        from skerry.anatomy.load import encoder_model
 
-        model = transformers.AutoModel.from_pretrained(default_model())
+        model = transformers.AutoModel.from_pretrained(encoder_model())
         shape = (32, 128)
     else:
         config = transformers.LlamaConfig(

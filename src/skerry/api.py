@@ -375,7 +375,7 @@ def default_place() -> Path:
     Raises:
         UnknownModel: It is not installed.
     """
-    from skerry.anatomy.demo import default_model
+    from skerry.anatomy.builtins import default_model
 
     return default_model()
 

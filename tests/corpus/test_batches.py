@@ -309,9 +309,9 @@ def test_a_tokenizer_that_truncates_by_itself_is_not_allowed_to():
     """The real encoder's tokenizer.json cuts at 128 tokens; windows of 256 must still be full."""
     from transformers import AutoTokenizer
 
-    from skerry.anatomy.load import default_model
+    from skerry.anatomy.load import encoder_model
 
-    tokenizer = AutoTokenizer.from_pretrained(default_model())
+    tokenizer = AutoTokenizer.from_pretrained(encoder_model())
     feed = cut("The sea is flat and the rock is small. " * 200, tokenizer, samples=4, tokens=256)
     assert [len(row) for row in rows(feed)] == [256] * 4
     assert all(row[0] == 101 and row[-1] == 102 for row in rows(feed))

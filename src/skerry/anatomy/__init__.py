@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skerry.anatomy.attention import AttentionView
-    from skerry.anatomy.load import Loaded, default_model, load
+    from skerry.anatomy.load import Loaded, default_model, encoder_model, load
     from skerry.anatomy.model import Anatomy, run
     from skerry.anatomy.resolve import resolve
     from skerry.anatomy.sites import ACTIVATION_PARTS, WEIGHT_PARTS, Site, parse_parts
@@ -25,6 +25,7 @@ _DOOR = {
     "Site": "sites",
     "capture": "watch",
     "default_model": "load",
+    "encoder_model": "load",
     "load": "load",
     "parse_parts": "sites",
     "resolve": "resolve",
@@ -40,6 +41,7 @@ __all__ = [
     "Site",
     "capture",
     "default_model",
+    "encoder_model",
     "load",
     "parse_parts",
     "resolve",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from skerry.anatomy.builtins import built_in, encoder_model
 from skerry.anatomy.hush import hushed, one_line
 from skerry.errors import BrokenModel, UnknownModel, near_matches
 
@@ -64,6 +65,10 @@ def find(model: str | Path, *, revision: str | None = None) -> Found:
         )
     if path.is_dir():
         return Found("folder", text, path, _name(path))
+    if not isinstance(model, Path) and (known := built_in().get(text)) is not None:
+        if known.folder is None:
+            encoder_model()
+        return Found("folder", text, Path(known.folder or path), known.title)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return Found("gguf", text, path, path.stem)

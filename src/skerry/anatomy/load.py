@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from skerry.anatomy.builtins import default_model, encoder_model
 from skerry.anatomy.checkpoint import (
     check_config,
     check_gguf,
@@ -30,7 +31,6 @@ from skerry.anatomy.checkpoint import (
     read_header,
 )
 from skerry.anatomy.content import content_key
-from skerry.anatomy.demo import default_model
 from skerry.anatomy.find import Found, find
 from skerry.anatomy.hush import hushed, one_line
 from skerry.anatomy.placing import asked_dtype, check_pair, choose_device, choose_dtype, name_of
@@ -41,7 +41,7 @@ from skerry.errors import BrokenModel, MissingExtra, UnknownOption
 _LARGE_PART = 0.1
 
 
-__all__ = ["Loaded", "default_model", "load", "max_positions", "vocab_size"]
+__all__ = ["Loaded", "default_model", "encoder_model", "load", "max_positions", "vocab_size"]
 
 
 @dataclass
