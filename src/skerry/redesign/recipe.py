@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from skerry.errors import UnknownOption, near_matches
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class Recipe:
     """What is trained, on what, how.
 
     Attributes:
-        text: Text file or folder, token file (.npy, .bin), or None for the built-in corpus.
+        text: Text file or folder, token file (.npy, .bin), `backcopy` for the synthetic task, or None for the built-in corpus.
         tokenizer: Folder or hub id of a tokenizer; None trains one on the text.
         vocabulary: Tokens of a tokenizer that is trained.
         context: Tokens per window, the beginning-of-sequence token included.
@@ -44,6 +47,7 @@ class Recipe:
         precision: `bf16` (autocast, float32 weights), `fp32`, or `auto`: bf16 where the hardware multiplies it faster.
         compile: Compile the model with torch.compile.
         seed: Of weights and windows.
+        objective: What is added to the loss, and how strongly; empty for the loss alone.
     """
 
     text: str | None = None
@@ -78,7 +82,41 @@ class Recipe:
     precision: str = "auto"
     compile: bool = False
     seed: int = 0
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Recipe:
+        """From a JSON object; fields it lacks are at their defaults.
+
+        Raises:
+            UnknownOption: A field that a recipe does not have.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in plain:
+            if name not in known:
+                near = near_matches(name, known)
+                raise UnknownOption(
+                    f"a recipe has no field {name!r}{f'; did you mean {near}?' if near else '.'} It has {', '.join(known)}"
+                )
+        return cls(**plain)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What another recipe, as a JSON object, has otherwise, in words; fields it lacks are at their defaults."""
+        mine, default = _json(self.plain()), _json(Recipe().plain())
+        found = [
+            f"{name} is {other.get(name, default.get(name))!r} there and {mine[name]!r} here"
+            for name in mine
+            if other.get(name, default[name]) != mine[name]
+        ]
+        return found + [
+            f"it has {name!r}, which is no field of a recipe" for name in other if name not in mine
+        ]
+
+
+def _json(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is after a round through JSON: tuples are lists."""
+    return dict(json.loads(json.dumps(plain)))
