@@ -78,7 +78,8 @@ def excess_risk(
     """Excess risks of predictions; the last place predicts nothing that the sequence holds, but has a law as well and counts."""
     law = task.law(ids).to(logits.device)
     told = logits.double().log_softmax(-1)[..., : task.vocab_size]
-    divergence = (torch.special.xlogy(law, law) - law * told).sum(-1)
+    missing = torch.where(law > 0, law * told, 0.0)  # 0 log 0 is 0
+    divergence = (torch.special.xlogy(law, law) - missing).sum(-1)
     on_trigger = task.is_trigger(ids).to(logits.device)
     return Excess(float(divergence[on_trigger].mean()), float(divergence[~on_trigger].mean()))
 
