@@ -20,6 +20,8 @@ SkerryError                     exit code 1: the job failed
 +-- NotEquivalent               a transform that should change nothing changes the model
 +-- BrokenRun                   a file of a run is damaged
 +-- NoSpace                     the disk is full
++-- Diverged                    a training whose loss or gradient is no longer finite
++-- StudyIncomplete             arms of a study that could not be finished
 +-- EmptyBatch                  nothing to measure in a batch
 +-- MergeMismatch               two accumulators that do not measure the same thing
 +-- KernelUnavailable           the compiled kernels were demanded and cannot be built
@@ -110,6 +112,14 @@ class BrokenRun(SkerryError):
 
 class NoSpace(SkerryError):
     """The disk is full."""
+
+
+class Diverged(SkerryError):
+    """The loss or the gradient of a training is no longer finite."""
+
+
+class StudyIncomplete(SkerryError):
+    """Some arms of a study could not be finished; the others are kept."""
 
 
 class EmptyBatch(SkerryError):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from skerry.errors import UnknownOption, near_matches
 
 
@@ -93,7 +95,7 @@ class Recipe:
         """From a JSON object; fields it lacks are at their defaults.
 
         Raises:
-            UnknownOption: A field that a recipe does not have.
+            UnknownOption: A field that a recipe does not have, or a value of another type.
         """
         known = [f.name for f in fields(cls)]
         for name in plain:
@@ -102,7 +104,12 @@ class Recipe:
                 raise UnknownOption(
                     f"a recipe has no field {name!r}{f'; did you mean {near}?' if near else '.'} It has {', '.join(known)}"
                 )
-        return cls(**plain)
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(dict(plain)), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field_name = ".".join(map(str, first["loc"]))
+            raise UnknownOption(f"the recipe's {field_name} is {first['input']!r}: {first['msg']}") from error
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """What another recipe, as a JSON object, has otherwise, in words; fields it lacks are at their defaults."""

@@ -7,30 +7,33 @@ The folder is described in `train_folder.py`. A finished one is read and returne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
+from skerry.anatomy.hush import hushed
+from skerry.errors import UnknownOption, near_matches
 from skerry.redesign.recipe import Recipe
+from skerry.redesign.train_check import check_recipe
+from skerry.redesign.train_devices import Devices, find_devices
 from skerry.redesign.train_folder import (
     LOSSES,
     MODEL,
     RESULT,
-    claim_folder,
+    check_folder,
     read_json,
     read_lines,
 )
-from skerry.redesign.train_loop import Loop
+from skerry.redesign.train_keep import EXPORTS, finish
+from skerry.redesign.train_loop import Loop, OnStep
 from skerry.redesign.train_setup import set_up
 from skerry.run.interrupt import deferred_interrupt
 from skerry.run.lock import Lock
 from skerry.run.progress import Progress, Silent
-
-OnStep = Callable[[int, float, nn.Module], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def train(
     save_every: int | None = None,
     births_every: int | None = None,
     on_step: OnStep | None = None,
+    dtype: str = "fp32",
 ) -> Trained:
     """Train, or go on, or read what is finished.
 
@@ -84,37 +88,62 @@ def train(
         save_every: Steps between two models that are kept, in `checkpoint-N`; None for the final one alone.
         births_every: Steps between two looks at outliers; None for none.
         on_step: Called after every step with the number of steps done, the loss and the model.
+        dtype: Of the final model: fp32, bf16 or fp16. States and checkpoints are float32.
 
     Raises:
-        RunExists: The folder holds another recipe, or files of others.
+        RunExists: The folder holds another recipe, with the difference, or files of others, or is being written by another process.
         BadText, BadTokens: The text is too short, or does not fit the vocabulary.
         UnknownOption: A name or number of the recipe that cannot be meant.
         Diverged: The loss is no longer finite; the message names step and site.
         NoSpace: The disk is full; what was saved before is whole.
         KeyboardInterrupt: Ctrl-C; the state is saved first.
     """
-    folder = Path(out)
-    claim_folder(folder, recipe)
+    check_recipe(recipe)
+    _check_asked(save_every, births_every, dtype)
+    folder, devices = Path(out), find_devices(device)
+    check_folder(folder, recipe)
     if (folder / RESULT).is_file():
         return read_trained(folder)
-    lock = Lock(folder)
-    lock.acquire()
-    try:
-        session = set_up(recipe, folder, device=device, threads=threads)
+    progress = (progress if devices.is_main else None) or Silent()
+    with _locked(folder, devices):
+        count = recipe.steps // save_every + 1 if save_every else 0
+        session = set_up(recipe, folder, devices, threads=threads, num_checkpoints=count)
         loop = Loop(
-            session,
-            progress=progress or Silent(),
-            save_every=save_every,
-            births_every=births_every,
-            on_step=on_step,
+            session, progress=progress, save_every=save_every, births_every=births_every, on_step=on_step
         )
         with session.opened(), deferred_interrupt() as interrupt:
             loop.resume()
             loop.run(interrupt)
-            loop.finish()
+            finish(session, step=loop.step, seconds=loop.seconds, dtype=dtype)
+        devices.wait()
+    return read_trained(folder)
+
+
+def _check_asked(save_every: int | None, births_every: int | None, dtype: str) -> None:
+    for name, value in {"save_every": save_every, "births_every": births_every}.items():
+        if value is not None and value < 1:
+            raise UnknownOption(f"{name} is {value}; it must be at least 1")
+    if dtype not in EXPORTS:
+        near = near_matches(dtype, list(EXPORTS))
+        raise UnknownOption(
+            f"there is no dtype {dtype!r}{f'; did you mean {near}?' if near else '.'} There are {', '.join(EXPORTS)}"
+        )
+
+
+@contextmanager
+def _locked(folder: Path, devices: Devices) -> Iterator[None]:
+    """The first process alone writes; a folder that stays empty is removed."""
+    if not devices.is_main:
+        yield
+        return
+    lock = Lock(folder)
+    lock.acquire()
+    try:
+        yield
     finally:
         lock.release()
-    return read_trained(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def read_trained(folder: str | Path) -> Trained:
@@ -129,7 +158,8 @@ def read_trained(folder: str | Path) -> Trained:
     recipe = Recipe.from_plain(read_json(folder / "recipe.json"))
     result = read_json(folder / RESULT)
     rows = read_lines(folder / LOSSES, up_to=recipe.steps)
-    model = AutoModelForCausalLM.from_pretrained(folder / MODEL).eval()
+    with hushed():
+        model = AutoModelForCausalLM.from_pretrained(folder / MODEL).eval()
     return Trained(
         folder=folder,
         model=model,

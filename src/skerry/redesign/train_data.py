@@ -25,23 +25,31 @@ _FAR = 2**31  # a step that no training comes to
 
 
 class Data(Protocol):
-    """Batches for a training.
+    """Batches for a training."""
 
-    Attributes:
-        name: In words.
-        key: SHA-256 of what is read.
-        num_tokens: To train on; None without an end.
-        vocab_size: Ids are below it.
-        bos: Id that every window begins with; None for none.
-        tokenizer: Of transformers; None for data without text.
-    """
+    @property
+    def name(self) -> str:
+        """In words."""
 
-    name: str
-    key: str
-    num_tokens: int | None
-    vocab_size: int
-    bos: int | None
-    tokenizer: Any
+    @property
+    def key(self) -> str:
+        """SHA-256 of what is read."""
+
+    @property
+    def num_tokens(self) -> int | None:
+        """To train on; None without an end."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+
+    @property
+    def bos(self) -> int | None:
+        """Id that every window begins with; None for none."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers; None for data without text."""
 
     def batch(self, number: int) -> Int[Tensor, "sample position"]:
         """The micro-batch of that number."""
@@ -52,7 +60,7 @@ class Data(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Random windows of one array of ids; attributes as in `Data`."""
+    """Random windows of one array of ids; the rest as in `Data`."""
 
     name: str
     key: str
@@ -88,7 +96,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
-    """Bigram-Backcopy; attributes as in `Data`."""
+    """Bigram-Backcopy; the rest as in `Data`."""
 
     task: Backcopy
     recipe: Recipe
@@ -118,7 +126,7 @@ def load_data(recipe: Recipe, kept: Path) -> Data:
 
     Args:
         recipe: Names text and tokenizer.
-        kept: Folder of this training's tokenizer: read when it is there, written when it is not, so that a resumed training has the very same.
+        kept: Folder of this training's tokenizer, read when it is there, so that a training that goes on has the very same.
 
     Raises:
         BadText: Not found, empty, too short.
@@ -145,8 +153,6 @@ def load_data(recipe: Recipe, kept: Path) -> Data:
                 corpus.documents, vocabulary=recipe.vocabulary, context=recipe.context
             )
         ids = tokenize(corpus.documents, tokenizer)
-    if tokenizer is not None and not kept.is_dir():
-        tokenizer.save_pretrained(kept)
     split = int(len(ids) * (1 - recipe.held_out))
     _check_length(ids, split, recipe, name)
     bos = None if tokenizer is None else tokenizer.bos_token_id

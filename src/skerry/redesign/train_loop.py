@@ -7,33 +7,36 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from skerry.redesign.checkpointing import load_state, save_state
-from skerry.redesign.train_folder import (
-    BIRTHS,
-    LOSSES,
-    MODEL,
-    RESULT,
-    RESUME,
-    append_lines,
-    cut_lines,
-    save_folder,
-    write_json,
-)
+from skerry.errors import Diverged, NotPossible
+from skerry.redesign.checkpointing import load_state
+from skerry.redesign.train_diverged import first_bad_place
+from skerry.redesign.train_folder import BIRTHS, LOSSES, RESUME, append_lines, cut_lines
+from skerry.redesign.train_keep import keep_model, keep_state
 from skerry.redesign.train_setup import Session
-from skerry.redesign.train_step import Loss, PlainLoss, clip_gradients, gradients, set_rate
+from skerry.redesign.train_step import Loss, PlainLoss, Stepped, take_step
 from skerry.run.interrupt import Interrupt
 from skerry.run.progress import Progress
 
 STATE_SECONDS = 120.0
 """A state is saved at least so often: what a killed process loses."""
 FLUSH_SECONDS = 2.0
+_SAYS = 10
+"""How often the loss is told."""
+
+OnStep = Callable[[int, float, nn.Module], None]
 
 
 class Loop:
-    """Runs the steps of a session."""
+    """Runs the steps of a session.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Time of all steps done, interruptions left out.
+    """
 
     def __init__(
         self,
@@ -42,15 +45,20 @@ class Loop:
         progress: Progress,
         save_every: int | None,
         births_every: int | None,
-        on_step: Callable[[int, float, nn.Module], None] | None,
+        on_step: OnStep | None,
     ) -> None:
         """See `train`."""
         self.session, self.progress, self.on_step = session, progress, on_step
         self.save_every = save_every
         self.step, self.seconds = 0, 0.0
         self._pending: list[dict[str, Any]] = []
+        self._last: list[float] = []
         self._births: Any = None
-        if births_every:
+        if births_every and session.devices.is_sharded:
+            raise NotPossible(
+                "births are read from whole weights, and this launch shards them; launch without FSDP"
+            )
+        if births_every and session.devices.is_main:
             from skerry.redesign.births import Births
 
             self._births = Births(session.model, every=births_every)
@@ -62,16 +70,17 @@ class Loop:
         if state is not None:
             for name in state.passed_over:
                 self.progress.note(f"{name} is damaged; going on from step {state.step}")
-            s.model.load_state_dict(state.content["model"])
-            s.optimizer.load_state_dict(state.content["optimiser"])
+            s.devices.load(s.model, s.prepared, state.content)
             torch.set_rng_state(state.content["random"])
-            if s.device.type == "cuda":
-                torch.cuda.set_rng_state(state.content["random_device"], s.device)
+            if s.devices.device.type == "cuda" and "random_device" in state.content:
+                torch.cuda.set_rng_state(state.content["random_device"], s.devices.device)
             self.step, self.seconds = state.step, state.content["seconds"]
-        cut_lines(s.folder / LOSSES, up_to=self.step)
-        rows = cut_lines(s.folder / BIRTHS, up_to=self.step)
-        if self._births is not None:
-            self._births.resume(rows, step=self.step)
+        if s.devices.is_main:
+            cut_lines(s.folder / LOSSES, up_to=self.step)
+            rows = cut_lines(s.folder / BIRTHS, up_to=self.step)
+            if self._births is not None:
+                self._births.resume(rows, step=self.step)
+        s.devices.wait()
 
     def run(self, interrupt: Interrupt) -> None:
         """All steps that are left.
@@ -83,45 +92,52 @@ class Loop:
         s = self.session
         self.progress.start("training", s.recipe.steps, "step")
         self.progress.advance(self.step)
-        began = said = saved = time.perf_counter()
-        base = self.seconds
+        flushed = saved = began = time.perf_counter()
         with ExitStack() as stack:
             objective = self._objective(stack)
-            self._look(s.data.batch(0))
+            batches = self._batches(self.step)
+            if self.step == 0:
+                self._look(batches[0])
             while self.step < s.recipe.steps:
-                self._one(objective)
+                due = s.devices.is_main and time.perf_counter() - saved > STATE_SECONDS
+                done = take_step(s, objective, self.step, batches, stop=interrupt.requested, save=due)
+                if not done.is_finite:
+                    self._diverged(batches, done)
+                self.step += 1
+                self._look(batches[0])
+                batches = self._batches(self.step)
                 now = time.perf_counter()
-                self.seconds = base + now - began
-                if now - said > FLUSH_SECONDS:
-                    said = now
+                self._record(done, now - began)
+                began = now
+                if now - flushed > FLUSH_SECONDS:
                     self._flush()
-                wanted = bool(self.save_every) and self.step % (self.save_every or 1) == 0
+                    flushed = now
+                wanted = self._wants_model()
                 if wanted:
-                    self._save_model(f"checkpoint-{self.step}")
-                if interrupt.requested or (
-                    self.step < s.recipe.steps and (wanted or now - saved > STATE_SECONDS)
-                ):
-                    self._save_state()
+                    keep_model(s, f"checkpoint-{self.step}")
+                if done.stop or done.save or wanted:
+                    self.keep_state()
                     saved = time.perf_counter()
-                if interrupt.requested:
+                if done.stop:
                     raise KeyboardInterrupt
-        self._save_state()
+        self.keep_state()
         self.progress.done()
 
-    def finish(self) -> None:
-        """Held-out loss, final model, tables."""
+    def keep_state(self) -> None:
+        """Save what a later process goes on from."""
+        self._flush()
+        keep_state(self.session, self.step, seconds=self.seconds)
+
+    def _batches(self, step: int) -> list[Tensor]:
         s = self.session
-        if self.save_every:
-            self._save_model(f"checkpoint-{self.step}")
-        self._save_model(MODEL)
-        tokens = self.step * s.recipe.batch * s.recipe.accumulation * s.recipe.context
-        result = {
-            "held_out": held_out_loss(s),
-            "seconds": self.seconds,
-            "tokens_per_second": tokens / max(self.seconds, 1e-9),
-            "tokens": tokens,
-        }
-        write_json(s.folder / RESULT, result)
+        if step >= s.recipe.steps:
+            return []
+        count = s.recipe.accumulation
+        return [s.devices.share(s.data.batch(step * count + i)).to(s.devices.device) for i in range(count)]
+
+    def _wants_model(self) -> bool:
+        every = self.save_every
+        return bool(every) and (self.step % (every or 1) == 0 or self.step == self.session.recipe.steps)
 
     def _objective(self, stack: ExitStack) -> Loss:
         wanted = self.session.recipe.objective
@@ -129,74 +145,46 @@ class Loop:
             return PlainLoss()
         from skerry.redesign.objective import make_objective
 
-        return stack.enter_context(make_objective(self.session.model, dict(wanted)))
+        made: Loss = stack.enter_context(make_objective(self.session.model, dict(wanted)))
+        return made
 
-    def _one(self, objective: Loss) -> None:
-        s = self.session
-        micro = s.recipe.accumulation
-        batches = [s.data.batch(self.step * micro + i).to(s.device) for i in range(micro)]
-        rate = set_rate(s.optimizer, s.recipe, self.step)
-        s.optimizer.zero_grad(set_to_none=True)
-        loss, parts = gradients(s.run, batches, objective=objective, autocast=s.autocast())
-        norm = clip_gradients([p for p in s.model.parameters() if p.requires_grad], s.recipe.clip)
-        names = list(parts)
-        values = torch.stack(
-            [loss.float(), norm.float(), *(parts[n].to(loss.device).float() for n in names)]
-        ).tolist()
-        s.optimizer.step()
-        self.step += 1
-        row = {"step": self.step, "loss": values[0], "gradient_norm": values[1], "learning_rate": rate}
-        self._pending.append({**row, **dict(zip(names, values[2:], strict=True))})
-        self._look(batches[0])
+    def _record(self, done: Stepped, seconds: float) -> None:
+        self.seconds += seconds
+        row = {"step": self.step, "loss": done.loss, "gradient_norm": done.gradient_norm}
+        more = {"parts": done.parts} if done.parts else {}
+        self._pending.append({**row, "learning_rate": done.rate, "seconds": seconds, **more})
+        self._last = [*self._last[-49:], done.loss]
         self.progress.advance()
+        if self.step % max(1, self.session.recipe.steps // _SAYS) == 0:
+            self.progress.note(f"step {self.step}: loss {np.mean(self._last):.3f}")
         if self.on_step is not None:
-            self.on_step(self.step, values[0], s.model)
+            self.on_step(self.step, done.loss, self.session.model)
 
-    def _look(self, ids: Any) -> None:
+    def _look(self, ids: Tensor) -> None:
         births = self._births
-        done = births is not None and any(row["step"] == self.step for row in births.measured[-1:])
-        if births is not None and births.due(self.step) and not done:
+        if births is not None and births.due(self.step):
             with self.session.autocast():
                 rows = births.measure(self.step, ids)
             append_lines(self.session.folder / BIRTHS, rows)
 
     def _flush(self) -> None:
-        append_lines(self.session.folder / LOSSES, self._pending)
+        if self.session.devices.is_main:
+            append_lines(self.session.folder / LOSSES, self._pending)
         self._pending = []
 
-    def _save_model(self, name: str) -> None:
-        s = self.session
-        tokenizer = s.data.tokenizer
-        save_folder(
-            s.folder / name,
-            s.model.save_pretrained,
-            *([] if tokenizer is None else [tokenizer.save_pretrained]),
-        )
-
-    def _save_state(self) -> None:
-        s = self.session
+    def _diverged(self, batches: list[Tensor], done: Stepped) -> None:
         self._flush()
-        content = {
-            "model": s.model.state_dict(),
-            "optimiser": s.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "seconds": self.seconds,
-        }
-        if s.device.type == "cuda":
-            content["random_device"] = torch.cuda.get_rng_state(s.device)
-        save_state(s.folder / RESUME, self.step, content)
-
-
-@torch.no_grad()
-def held_out_loss(session: Session) -> float:
-    """Mean loss over the held-out windows, nats, by the model itself, not compiled."""
-    s = session
-    windows = s.data.held_out()
-    total = 0.0
-    s.model.eval()
-    with s.autocast():
-        for ids in windows.split(s.recipe.batch):
-            ids = ids.to(s.device)
-            total += float(s.model(ids, labels=ids).loss) * len(ids)
-    s.model.train()
-    return total / len(windows)
+        s = self.session
+        place = "its place cannot be found in sharded weights"
+        if not s.devices.is_sharded:
+            found = (first_bad_place(s.model, ids, s.autocast()) for ids in batches)
+            place = next((words for words in found if "first site" in words), None) or first_bad_place(
+                s.model, batches[0], s.autocast()
+            )
+        state = load_state(s.folder / RESUME) if s.devices.is_main else None
+        kept = "no state was saved before" if state is None else f"the state of step {state.step} is kept"
+        raise Diverged(
+            f"step {self.step + 1}: the loss is {done.loss:g} and the norm of the gradient {done.gradient_norm:g}; {place}. "
+            f"The step was not taken, and {kept} in {s.folder}. The same recipe breaks at the same step: train with a smaller learning rate, "
+            "a longer warm-up, clipping, or precision fp32 in another folder"
+        )

@@ -8,6 +8,7 @@ made it, so the first bad site can be found (`train_diverged.py`). That is one w
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from skerry.redesign.recipe import Recipe
 from skerry.redesign.schedule import factor
+from skerry.redesign.train_setup import Session
 
 
 class Loss(Protocol):
@@ -44,42 +46,59 @@ class Stepped(NamedTuple):
         gradient_norm: Before clipping.
         rate: Learning rate of the step.
         parts: Parts of the loss by name, means over the micro-batches.
+        stop: Whether any process was asked to stop.
+        save: Whether the first process wants the state saved after the step.
     """
 
     loss: float
     gradient_norm: float
     rate: float
     parts: dict[str, float]
+    stop: bool
+    save: bool
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-def gradients(
-    model: nn.Module,
-    batches: list[Int[Tensor, "sample position"]],
-    *,
-    objective: Loss,
-    autocast: torch.autocast,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Backward through all micro-batches; the mean loss and the mean parts, without graph."""
+def take_step(
+    session: Session, objective: Loss, step: int, batches: list[Tensor], *, stop: bool, save: bool
+) -> Stepped:
+    """One step; the optimiser moves only when loss and gradient are finite.
+
+    Args:
+        session: The training.
+        objective: What is minimised.
+        step: Counted from 0.
+        batches: This process's rows of the micro-batches, on its device.
+        stop: Whether this process was asked to stop.
+        save: Whether this process wants the state saved; all processes must save together, so they tell each other.
+    """
+    devices, prepared = session.devices, session.prepared
+    rate = set_rate(prepared.optimizer, session.recipe, step)
+    prepared.optimizer.zero_grad(set_to_none=True)
     total: Tensor | None = None
     sums: dict[str, Tensor] = {}
     for ids in batches:
-        with autocast:
-            loss, parts = objective.loss(model, ids)
+        with session.autocast():
+            loss, parts = objective.loss(session.run, ids)
         (loss / len(batches) if len(batches) > 1 else loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
         for name, value in parts.items():
-            value = torch.as_tensor(value).detach()
-            sums[name] = sums[name] + value if name in sums else value
+            sums[name] = sums.get(name, 0) + torch.as_tensor(value, device=ids.device).detach()
     assert total is not None
-    count = len(batches)
-    return total / count, {name: value / count for name, value in sums.items()}
-
-
-def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scale the gradients to a norm of at most `largest` (0: leave them), and return the norm that they had."""
-    if largest > 0:
-        return nn.utils.clip_grad_norm_(parameters, largest)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = devices.clip(prepared.run, session.recipe.clip)
+    read = torch.stack([(x / len(batches)).float() for x in (total, *sums.values())])
+    flags = read.new_tensor([float(stop), float(save)])
+    # One transfer for all numbers of the step.
+    found = torch.cat([devices.mean(torch.cat([read, flags])), norm.float().reshape(1)]).tolist()
+    parts_read = dict(zip(sums, found[1 : 1 + len(sums)], strict=True))
+    stepped = Stepped(found[0], found[-1], rate, parts_read, found[-3] > 0, found[-2] > 0)
+    if stepped.is_finite:
+        prepared.optimizer.step()
+    return stepped
 
 
 def set_rate(optimizer: Optimizer, recipe: Recipe, step: int) -> float:

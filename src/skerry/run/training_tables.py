@@ -15,6 +15,14 @@ _PLACE = {
 }
 
 TRAINING_TABLES: dict[str, dict[str, Column]] = {
+    "losses": {
+        "step": Column(_L, "optimizer steps done, from 1"),
+        "loss": Column(_F, "mean loss of the step's windows before the step, nats per token"),
+        "gradient_norm": Column(_F, "Euclidean norm of the whole gradient before clipping"),
+        "learning_rate": Column(_F, "of the step"),
+        "seconds": Column(_F, "time of the step"),
+        "parts": Column(_S, "parts of the objective by name, as JSON; null for the plain loss"),
+    },
     "births": {
         **_SERIES,
         "step": Column(_L, "optimizer steps done"),
