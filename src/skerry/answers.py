@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,11 +156,17 @@ class Claims(Scan):
         self.results = results
 
     def __repr__(self) -> str:
-        return f"<Claims about {self.summary.model.name}: {len(self.results)} judged; .results, .run>"
+        name = self.run.record.request.get("model") or self.run.path.name
+        return f"<Claims about {name}: {len(self.results)} judged; .results, .run>"
 
 
 class Audit(Trace):
     """A scan with its report."""
+
+    @cached_property
+    def twins(self) -> dict[str, list[dict[str, Any]]]:
+        """Tables `twins` and `twin_costs` as plain rows; empty where no twins were asked for."""
+        return json.loads(self.run.text("twins.json")) if self.run.has("twins.json") else {}
 
     @property
     def report(self) -> Path:
@@ -211,3 +218,56 @@ class Tame:
     def __repr__(self) -> str:
         d = self.document
         return f"<Tame of {d['model']['name']}: {d['chosen']} at {d['scheme']}, {len(d['methods'])} rows; .methods, .model, .document, .run>"
+
+
+class Watch:
+    """A watched series of checkpoints: when outliers were born.
+
+    Attributes:
+        run: The run directory; `run.table(name)` and `run.sql(query)` give the numbers.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Use `skerry.births` or `skerry.open_run`."""
+        self.run = run
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The whole answer as plain values."""
+        from skerry.redesign.births_document import births_document
+
+        return births_document(self.run)
+
+    @property
+    def onsets(self) -> list[dict[str, Any]]:
+        """When each kind was born in each training; None where it was not."""
+        return self.run.table("birth_onsets").to_pylist()
+
+    @property
+    def order(self) -> list[dict[str, Any]]:
+        """Which kind comes first, pair by pair, with intervals over trainings."""
+        return self.document["order"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, and why."""
+        return self.document["notes"]
+
+    def table(self, name: str) -> pa.Table:
+        """A table of the run: births, birth_onsets, birth_order, birth_channels."""
+        return self.run.table(name)
+
+    def figures(self, folder: str | Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+        """Draw the pictures as files.
+
+        Args:
+            folder: Where to; it is made.
+            formats: Of svg and png.
+        """
+        from skerry.report.births_figures import write_births_figures
+
+        return write_births_figures(self.run, folder, formats)
+
+    def __repr__(self) -> str:
+        steps = sum(len(series["steps"]) for series in self.document["series"])
+        return f"<Watch of {self.document['model']}: {steps} checkpoints; .onsets, .order, .table(name), .figures(folder)>"

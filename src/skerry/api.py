@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry.answers import Audit, Claims, Impact, Scan, Tame, Trace
+from skerry.answers import Audit, Claims, Impact, Scan, Tame, Trace, Watch
 from skerry.outliers.options import DEFAULT_FOLDER, Options
 from skerry.run import POINTER, Progress, Run
 from skerry.run.repeat import asked_key, find_repeat
@@ -226,7 +226,7 @@ def audit(
     """Scan a model, follow its outliers, and write the report.
 
     Args:
-        model: As for `scan`.
+        model: As for `scan`; None also puts the embedded default beside its twins, which differ in their attention only.
         data: As for `scan`.
         trace: Follow the outliers from birth to end.
         effects: Intervene along the chain too: that takes minutes.
@@ -248,6 +248,10 @@ def audit(
         from skerry.impact.impact import ImpactOptions
 
         run = _priced(model, data, _options(options), ImpactOptions(), progress)
+    if model is None:
+        from skerry.twins import with_twins
+
+        run = with_twins(run, data, _options(options), progress)
     return Audit(write_report(run))
 
 
@@ -283,7 +287,7 @@ def claims(
     else:
         run = _measured(model, data, _options(options), frozenset(stages), progress)
     results = judge_run(run, only)
-    return Claims(write_report(run), results)
+    return Claims(write_report(run) if run.has("summary.json") else run, results)
 
 
 def _measured(
@@ -380,7 +384,7 @@ def default_place() -> Path:
     return default_model()
 
 
-def open_run(path: str | Path) -> Scan | Tame:
+def open_run(path: str | Path) -> Scan | Tame | Watch:
     """Open a finished run for reading.
 
     Raises:
@@ -390,4 +394,6 @@ def open_run(path: str | Path) -> Scan | Tame:
     run = Run.open(path)
     if run.has("tame.json"):
         return Tame(run)
+    if run.has("births.json"):
+        return Watch(run)
     return Audit(run) if run.has("report.html") else Scan(run)

@@ -44,18 +44,18 @@ class Evidence:
     """A finished run, as claims read it.
 
     Args:
-        summary: Its answer.
+        summary: Its answer; None of a run that is not of one model (a study, a series of checkpoints).
         tables: Its tables by name.
         notes: By stage, what could not be measured and why.
     """
 
     def __init__(
         self,
-        summary: Summary,
+        summary: Summary | None,
         tables: Mapping[str, pa.Table],
         notes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.summary, self.tables, self.notes = summary, tables, notes or {}
+        self._summary, self.tables, self.notes = summary, tables, notes or {}
         self._rows: dict[str, list[Row]] = {}
         self._frames: dict[tuple[str, tuple[str, ...]], Frame] = {}
 
@@ -67,7 +67,19 @@ class Evidence:
             for stage in STAGES
             if run.has(f"{stage}.json")
         }
-        return cls(Summary.model_validate(run.summary_document()), RunTables(run), notes)
+        summary = Summary.model_validate(run.summary_document()) if run.has("summary.json") else None
+        return cls(summary, RunTables(run), notes)
+
+    @property
+    def summary(self) -> Summary:
+        """What the scan of a model found.
+
+        Raises:
+            NotApplicable: The run is not of one model.
+        """
+        if self._summary is None:
+            raise NotApplicable("this run is of trainings, not of one model; `skerry claims MODEL` judges a model")
+        return self._summary
 
     def has(self, name: str) -> bool:
         """Whether a table was measured, be it empty."""

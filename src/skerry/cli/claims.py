@@ -24,7 +24,7 @@ def claims(
     Parameters
     ----------
     model
-        A folder, a hub id or a .gguf file; or the directory of a run, of which what it holds is judged. A small real encoder by default.
+        A folder, a hub id, a .gguf file or a name that `skerry zoo` lists; or the directory of a run, of which what it holds is judged. The built-in decoder `pebble` by default.
     asked
         What to do.
     only
@@ -55,4 +55,5 @@ def claims(
     from skerry.cli.console import console
     from skerry.report import claims_terminal
 
-    claims_terminal(done.results, console(), report=str(done.run.file("report.html")))
+    report = str(done.run.file("report.html")) if done.run.has("report.html") else None
+    claims_terminal(done.results, console(), report=report)
