@@ -26,7 +26,7 @@ app = cyclopts.App(
 VERBS = {
     "audit": (
         "skerry.cli.audit:audit",
-        "From a model to a finished report (the default model is a small real encoder).",
+        "From a model to a finished report; without a model, of a built-in decoder beside its twins.",
     ),
     "scan": ("skerry.cli.scan:scan", "From a model to its findings, without the report."),
     "trace": ("skerry.cli.trace:trace", "Where outliers come from, what they cause, what sinks are for."),
@@ -38,11 +38,20 @@ VERBS = {
         "skerry.cli.tame:tame",
         "Take away what outliers cost a quantized model, prove that it stayed the same, export it.",
     ),
+    "battery": (
+        "skerry.cli.battery:battery",
+        "Does a model without outliers lose something? Seven tasks for any decoder, several side by side.",
+    ),
+    "watch": (
+        "skerry.cli.watch:watch",
+        "See outliers being born in a series of checkpoints: when each kind grew, which came first.",
+    ),
     "claims": ("skerry.cli.claims:claims", "Test what the literature says on this model."),
     "runs": ("skerry.cli.runs:runs", "List the runs in a folder."),
     "show": ("skerry.cli.runs:show", "Show a finished run again."),
     "report": ("skerry.cli.runs:report", "Write the report of a finished run."),
     "diff": ("skerry.cli.diff:diff", "Compare two runs: which findings came, went, moved."),
+    "zoo": ("skerry.cli.zoo:zoo", "List the built-in models."),
     "sites": ("skerry.cli.sites:sites", "List the vocabulary of sites, or the sites of a model."),
     "presets": ("skerry.cli.presets:presets", "Explain the detection rules of the literature and our own."),
 }

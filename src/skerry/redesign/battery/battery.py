@@ -52,7 +52,7 @@ class Battery:
         scores: All numbers.
         skipped: Task to the reason why it does not apply.
         notes: What a reader must know, one line each.
-        tables: Other rows by name: `heads`, `solvable`, `texts`.
+        tables: Other rows by name: `best_head`, `heads`, `solvable`, `texts`.
         seconds: Per task.
     """
 

@@ -161,8 +161,9 @@ def run(subject: Subject, material: Material) -> Outcome:
     except SkerryError as error:
         notes.append(f"attention cannot be seen, so no head is scored for prefix matching: {error}")
     else:
-        best, tables["heads"] = _of_heads(matching, given, digest(given.ids), material.seed)
-        scores.append(best)
+        heads = _of_heads(matching, given, material.seed)
+        scores.append(heads.score)
+        tables = {"best_head": [heads.best], "heads": heads.rows}
     return Outcome(scores, notes, tables)
 
 
@@ -196,30 +197,43 @@ def prefix_matching(subject: Subject, given: Repeated) -> dict[tuple[int, int], 
     return {place: torch.cat(x).numpy() for place, x in sorted(found.items())}
 
 
-def _of_heads(
-    matching: dict[tuple[int, int], np.ndarray], given: Repeated, key: str, seed: int
-) -> tuple[Score, list[dict[str, Any]]]:
+class Heads(NamedTuple):
+    """What the heads gave.
+
+    Attributes:
+        score: Of the best head.
+        best: Which it is, and how many are above `MATCHES`: one row.
+        rows: Of every head.
+    """
+
+    score: Score
+    best: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def _of_heads(matching: dict[tuple[int, int], np.ndarray], given: Repeated, seed: int) -> Heads:
     layer, head = max(matching, key=lambda place: float(np.nanmean(matching[place][::2])))
     judged = matching[layer, head].copy()
     judged[::2] = np.nan
     queries = np.arange(given.start + given.length, given.start + 2 * given.length - 1)
-    num = sum(float(np.nanmean(x)) > MATCHES for x in matching.values())
     score = Score(
         "induction",
         "prefix_matching",
-        f"attention of the best head (layer {layer}, head {head}) on the token to copy; {num} of {len(matching)} heads are above {MATCHES}",
+        "attention of the best head on the token to copy",
         mean_parts(judged),
         kind="share",
         chance=float((1 / (queries + 1)).mean()),
         chance_is="even attention",
-        inputs=key,
+        inputs=digest(given.ids),
         seed=seed,
     )
     rows = [
         {"layer": place[0], "head": place[1], "prefix_matching": float(np.nanmean(x))}
         for place, x in matching.items()
     ]
-    return score, rows
+    num = sum(row["prefix_matching"] > MATCHES for row in rows)
+    best = {"layer": layer, "head": head, "num_above": num, "num_heads": len(rows), "bar": MATCHES}
+    return Heads(score, best, rows)
 
 
 TASK = Task(

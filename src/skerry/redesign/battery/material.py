@@ -55,7 +55,7 @@ class Material:
         """Random numbers of one task: what another task draws does not move them."""
         return np.random.default_rng([self.seed, zlib.crc32(task.encode())])
 
-    def begun(self, body: Int[np.ndarray, "sample position"]) -> Int[Tensor, "sample position"]:
+    def begun(self, body: Int[np.ndarray, "sample drawn"]) -> Int[Tensor, "sample position"]:
         """Inputs with the prefix in front."""
         first = np.tile(np.asarray(self.prefix, np.int64), (len(body), 1))
         return torch.from_numpy(np.concatenate([first, body.astype(np.int64)], axis=1))

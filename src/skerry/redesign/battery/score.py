@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -95,7 +96,7 @@ class Score:
         """The same of each input alone; NaN for an input in which nothing counts."""
         return combine(self.kind, self.parts)
 
-    @property
+    @cached_property
     def interval(self) -> Interval:
         """The value with its 95 % interval over inputs; NaN ends with fewer than two inputs."""
         value, counted = self.value, self._counted()
@@ -181,6 +182,7 @@ def combine(kind: Kind, sums: Float[np.ndarray, "row part"]) -> Float[np.ndarray
         return np.asarray(sums[:, 0] / sums[:, 1])
 
 
+@lru_cache(maxsize=8)
 def redraw(num: int, seed: int) -> Float[np.ndarray, "draw input"]:
     """How often each input is in each draw; the same for equal arguments, which is what pairs two models."""
     drawn = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
