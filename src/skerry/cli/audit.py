@@ -26,7 +26,7 @@ def audit(
     Parameters
     ----------
     model
-        A folder, a hub id or a .gguf file; a small real encoder by default.
+        A folder, a hub id, a .gguf file or a name that `skerry zoo` lists. By default the built-in decoder `pebble`, beside its twins.
     asked
         What to do.
     trace
@@ -53,9 +53,13 @@ def audit(
             **asked.options(),
         )
     if asked.json:
-        ask_document(done.summary.document())
+        ask_document({**done.summary.document(), **done.twins})
         return
     from skerry.cli.console import console
     from skerry.report import terminal
 
     terminal(done.summary, console(), report=str(done.report))
+    if done.twins:
+        from skerry.report.twins import twins_terminal
+
+        console().print(twins_terminal(done.twins["twins"], done.twins["twin_costs"]))

@@ -29,7 +29,7 @@ def impact(
     Parameters
     ----------
     model
-        A folder, a hub id or a .gguf file; a small real encoder by default.
+        A folder, a hub id, a .gguf file or a name that `skerry zoo` lists; the built-in decoder `pebble` by default.
     asked
         What to do.
     schemes

@@ -27,6 +27,7 @@ from .page import context
 from .tame_sections import tame_links, tame_section
 from .trace_data import from_tables
 from .trace_sections import trace_links, trace_sections
+from .twins import twins_section
 
 
 def html(
@@ -55,11 +56,13 @@ def html(
     )
     return _template().render(
         **context(summary, complete(tables), record or {}),
+        twins=twins_section(tables),
         causes=trace_sections(trace),
         costs=impact_section(costs),
         tamed=tame_section(costs),
         claims=claims_section(trace.claims),
         links=[
+            *([("twins", "Twins")] if "twins" in tables and tables["twins"].num_rows else []),
             *trace_links(trace),
             *impact_links(costs),
             *tame_links(costs),

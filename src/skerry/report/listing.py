@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from skerry.anatomy.zoo_cards import ZooCard
 
 
 def _table(*columns: str) -> Table:
@@ -25,6 +28,21 @@ def runs_table(rows: Sequence[Mapping[str, Any]], folder: str) -> Table | Text:
     for row in rows:
         findings = "" if row["findings"] is None else str(row["findings"])
         table.add_row(row["path"], row["model"] or "", row["created"] or "", findings, row["state"])
+    return table
+
+
+def zoo_table(cards: Sequence[ZooCard]) -> Table:
+    """Built-in models, with what their outliers are like."""
+    table = _table("model", "what", "parameters", "loss", "sink share", "value", "max / median")
+    for card in cards:
+        m = card.measured
+        name = f"{card.name} (default)" if card.is_default else card.name
+        what = card.what if card.installed else f'{card.what}; not installed: pip install "skerry[demo]"'
+        parameters = "" if card.num_parameters is None else f"{card.num_parameters / 1e6:.1f} M"
+        share = "" if "sink_share" not in m else f"{m['sink_share']:.0%}"
+        ratio = "" if "max_to_median" not in m else f"{m['max_to_median']:.0f}"
+        loss, value = (f"{m[n]:.2f}" if n in m else "" for n in ("loss", "sink_value"))
+        table.add_row(name, what, parameters, loss, share, value, ratio)
     return table
 
 

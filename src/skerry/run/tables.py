@@ -17,6 +17,7 @@ from skerry.run.pruning_tables import PRUNING_TABLES
 from skerry.run.removal_tables import REMOVAL_TABLES
 from skerry.run.tame_tables import TAME_TABLES
 from skerry.run.training_tables import TRAINING_TABLES
+from skerry.run.twin_tables import TWIN_TABLES
 
 _I, _L, _F, _S, _B = pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.bool_()
 _PLACE = {
@@ -224,6 +225,7 @@ TABLES.update(REMOVAL_TABLES)
 TABLES.update(IMPACT_TABLES)
 TABLES.update(TAME_TABLES)
 TABLES.update(TRAINING_TABLES)
+TABLES.update(TWIN_TABLES)
 
 
 def schema(name: str) -> pa.Schema:
