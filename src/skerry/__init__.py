@@ -19,12 +19,14 @@ __all__ = [
     "Impact",
     "Scan",
     "Trace",
+    "Watch",
     "__version__",
     "ablate_channel",
     "ablate_head",
     "ablate_sink",
     "ablate_weight",
     "audit",
+    "births",
     "claims",
     "clip",
     "impact",
@@ -40,10 +42,12 @@ __all__ = [
 ]
 _INTERVENTIONS = ("clip", "replace", "resample", "scale", "set_mean", "zero")
 _ABLATIONS = ("ablate_channel", "ablate_head", "ablate_sink", "ablate_weight")
+_TRAINING = ("births",)
 
 if TYPE_CHECKING:
-    from skerry.answers import Audit, Claims, Impact, Scan, Trace
+    from skerry.answers import Audit, Claims, Impact, Scan, Trace, Watch
     from skerry.api import audit, claims, impact, open_run, scan, tame, trace
+    from skerry.api_training import births
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
 
@@ -58,6 +62,8 @@ def __getattr__(name: str) -> Any:
             if name in _INTERVENTIONS
             else "causes.ablations"
             if name in _ABLATIONS
+            else "api_training"
+            if name in _TRAINING
             else "api"
         )
         return getattr(importlib.import_module(f"skerry.{room}"), name)

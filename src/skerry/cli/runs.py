@@ -44,7 +44,7 @@ def show(run: str, /, *, json: Json = False) -> None:
         Print one JSON document and nothing else.
     """
     import skerry
-    from skerry.answers import Tame
+    from skerry.answers import Tame, Watch
     from skerry.cli.console import console
 
     done = skerry.open_run(run)
@@ -56,6 +56,14 @@ def show(run: str, /, *, json: Json = False) -> None:
         from skerry.report import tame_terminal
 
         tame_terminal(done.document, console(), report=report_file)
+        return
+    if isinstance(done, Watch):
+        if json:
+            ask_document(done.document)
+            return
+        from skerry.report.births_terminal import births_terminal
+
+        births_terminal(done.document, console())
         return
     if json:
         ask_document(done.summary.document())

@@ -47,7 +47,7 @@ def _row(run: Run) -> dict[str, Any]:
 def _state(run: Run) -> str:
     if "report" in run.record.stages:
         return "report written"
-    if "findings" in run.record.stages or run.has("tame.json"):
+    if "findings" in run.record.stages or run.has("tame.json") or run.has("births.json"):
         return "finished"
     if run.record.partials:
         kept = run.record.partials
