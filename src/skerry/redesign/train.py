@@ -114,7 +114,7 @@ def train(
         with session.opened(), deferred_interrupt() as interrupt:
             loop.resume()
             loop.run(interrupt)
-            finish(session, step=loop.step, seconds=loop.seconds, dtype=dtype)
+            finish(session, step=loop.step, seconds=loop.seconds, dtype=dtype, privacy=loop.privacy)
         devices.wait()
     return read_trained(folder)
 
@@ -164,7 +164,7 @@ def read_trained(folder: str | Path) -> Trained:
         folder=folder,
         model=model,
         recipe=recipe,
-        losses=np.array([row["loss"] for row in rows]),
+        losses=np.array([row["loss"] for row in rows], dtype=float),
         held_out=float(result["held_out"]),
         seconds=float(result["seconds"]),
         tokens_per_second=float(result["tokens_per_second"]),

@@ -33,6 +33,10 @@ def check_recipe(recipe: Recipe) -> None:
     with torch.device("meta"), torch.random.fork_rng([]):
         model = make_model(recipe, vocab_size=recipe.vocabulary, bos=0)
     make_optimiser(recipe, model)
+    if recipe.objective:
+        from skerry.redesign.objective_settings import read_settings
+
+        read_settings(recipe.objective, compiled=recipe.compile, accumulation=recipe.accumulation)
 
 
 def _check_numbers(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ BACKCOPY = "backcopy"
 HELD_OUT = 64
 """Windows that the held-out loss is measured on, at most."""
 _FAR = 2**31  # a step that no training comes to
+
+
+Draw = Callable[..., Tensor]
 
 
 class Data(Protocol):
@@ -51,8 +55,8 @@ class Data(Protocol):
     def tokenizer(self) -> Any:
         """Of transformers; None for data without text."""
 
-    def batch(self, number: int) -> Int[Tensor, "sample position"]:
-        """The micro-batch of that number."""
+    def batch(self, number: int, draw: Draw | None = None) -> Int[Tensor, "sample position"]:
+        """The micro-batch of that number; `draw` as `window_batch`, where the objective asks for another."""
 
     def held_out(self) -> Int[Tensor, "sample position"]:
         """Windows never trained on."""
@@ -76,10 +80,10 @@ class Windows:
         """Tokens to train on."""
         return len(self.train)
 
-    def batch(self, number: int) -> Int[Tensor, "sample position"]:
+    def batch(self, number: int, draw: Draw | None = None) -> Int[Tensor, "sample position"]:
         """Windows drawn by the recipe's seed and this number."""
         r = self.recipe
-        return window_batch(
+        return (draw or window_batch)(
             self.train, count=r.batch, context=r.context, bos=self.bos, seed=r.seed, step=number
         )
 
@@ -111,7 +115,7 @@ class Synthetic:
         """Characters and the beginning-of-sequence token."""
         return self.task.vocab_size
 
-    def batch(self, number: int) -> Int[Tensor, "sample position"]:
+    def batch(self, number: int, draw: Draw | None = None) -> Int[Tensor, "sample position"]:
         """Sequences drawn by the recipe's seed and this number."""
         r = self.recipe
         return self.task.batch(r.seed, number, samples=r.batch, length=r.context)

@@ -60,7 +60,7 @@ def keep_model(session: Session, name: str, *, dtype: str = "fp32") -> None:
     devices.wait()
 
 
-def finish(session: Session, *, step: int, seconds: float, dtype: str) -> None:
+def finish(session: Session, *, step: int, seconds: float, dtype: str, privacy: Any = None) -> None:
     """Held-out loss, final model, tables; the result is written last, so a folder with one is complete."""
     held_out = held_out_loss(session)
     keep_model(session, MODEL, dtype=dtype)
@@ -84,6 +84,7 @@ def finish(session: Session, *, step: int, seconds: float, dtype: str) -> None:
         "tokens": tokens * step,
         "tokens_per_second": tokens / max(typical, 1e-9),
         "dtype": dtype,
+        "privacy": None if privacy is None else privacy._asdict(),
     }
     write_json(folder / RESULT, result)
 

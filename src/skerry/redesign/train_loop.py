@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from skerry.errors import Diverged, NotPossible
 from skerry.redesign.checkpointing import load_state
+from skerry.redesign.train_data import Draw
 from skerry.redesign.train_diverged import first_bad_place
 from skerry.redesign.train_folder import BIRTHS, LOSSES, RESUME, append_lines, cut_lines
 from skerry.redesign.train_keep import keep_model, keep_state
 from skerry.redesign.train_setup import Session
-from skerry.redesign.train_step import Loss, PlainLoss, Stepped, take_step
+from skerry.redesign.train_step import Backward, PlainLoss, Stepped, take_step
 from skerry.run.interrupt import Interrupt
 from skerry.run.progress import Progress
 
@@ -36,6 +38,7 @@ class Loop:
     Attributes:
         step: Optimiser steps done.
         seconds: Time of all steps done, interruptions left out.
+        privacy: What private gradients promise; None without them.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Loop:
         self.step, self.seconds = 0, 0.0
         self._pending: list[dict[str, Any]] = []
         self._last: list[float] = []
+        self.privacy: Any = None
+        self._draw: Draw | None = None
         self._births: Any = None
         if births_every and session.devices.is_sharded:
             raise NotPossible(
@@ -101,7 +106,7 @@ class Loop:
             while self.step < s.recipe.steps:
                 due = s.devices.is_main and time.perf_counter() - saved > STATE_SECONDS
                 done = take_step(s, objective, self.step, batches, stop=interrupt.requested, save=due)
-                if not done.is_finite:
+                if not done.is_good:
                     self._diverged(batches, done)
                 self.step += 1
                 self._look(batches[0])
@@ -133,30 +138,53 @@ class Loop:
         if step >= s.recipe.steps:
             return []
         count = s.recipe.accumulation
-        return [s.devices.share(s.data.batch(step * count + i)).to(s.devices.device) for i in range(count)]
+        return [
+            s.devices.share(s.data.batch(step * count + i, self._draw)).to(s.devices.device)
+            for i in range(count)
+        ]
 
     def _wants_model(self) -> bool:
         every = self.save_every
         return bool(every) and (self.step % (every or 1) == 0 or self.step == self.session.recipe.steps)
 
-    def _objective(self, stack: ExitStack) -> Loss:
-        wanted = self.session.recipe.objective
-        if not wanted:
+    def _objective(self, stack: ExitStack) -> Backward:
+        s, recipe = self.session, self.session.recipe
+        if not recipe.objective:
             return PlainLoss()
         from skerry.redesign.objective import make_objective
 
-        made: Loss = stack.enter_context(make_objective(self.session.model, dict(wanted)))
-        return made
+        objective = make_objective(
+            s.model,
+            recipe.objective,
+            seed=recipe.seed,
+            batch=recipe.batch,
+            steps=recipe.steps,
+            tokens=s.data.num_tokens,
+            context=recipe.context,
+            bos=s.data.bos,
+            accumulation=recipe.accumulation,
+            compiled=recipe.compile,
+        )
+        if objective.owns_backward:
+            if s.devices.num_processes > 1:
+                raise NotPossible("private gradients are made in one process; launch one")
+            if s.data.num_tokens is None:
+                raise NotPossible(f"private training needs a text with an end, and {s.data.name} has none")
+        self._draw = objective.draw
+        self.privacy = objective.privacy(recipe.steps)
+        opened: Backward = stack.enter_context(objective)
+        return opened
 
     def _record(self, done: Stepped, seconds: float) -> None:
         self.seconds += seconds
-        row = {"step": self.step, "loss": done.loss, "gradient_norm": done.gradient_norm}
-        more = {"parts": done.parts} if done.parts else {}
+        loss = None if math.isnan(done.loss) else done.loss
+        row = {"step": self.step, "loss": loss, "gradient_norm": done.gradient_norm}
+        more = {"parts": {**done.parts, "total": done.total}} if done.parts else {}
         self._pending.append({**row, "learning_rate": done.rate, "seconds": seconds, **more})
         self._last = [*self._last[-49:], done.loss]
         self.progress.advance()
         if self.step % max(1, self.session.recipe.steps // _SAYS) == 0:
-            self.progress.note(f"step {self.step}: loss {np.mean(self._last):.3f}")
+            self.progress.note(f"step {self.step}: loss {np.nanmean(self._last):.3f}")
         if self.on_step is not None:
             self.on_step(self.step, done.loss, self.session.model)
 
@@ -184,7 +212,7 @@ class Loop:
         state = load_state(s.folder / RESUME) if s.devices.is_main else None
         kept = "no state was saved before" if state is None else f"the state of step {state.step} is kept"
         raise Diverged(
-            f"step {self.step + 1}: the loss is {done.loss:g} and the norm of the gradient {done.gradient_norm:g}; {place}. "
+            f"step {self.step + 1}: the loss is {done.total:g} and the norm of the gradient {done.gradient_norm:g}; {place}. "
             f"The step was not taken, and {kept} in {s.folder}. The same recipe breaks at the same step: train with a smaller learning rate, "
             "a longer warm-up, clipping, or precision fp32 in another folder"
         )

@@ -9,6 +9,8 @@ made it, so the first bad site can be found (`train_diverged.py`). That is one w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,50 +23,84 @@ from skerry.redesign.schedule import factor
 from skerry.redesign.train_setup import Session
 
 
-class Loss(Protocol):
-    """What is minimised."""
+class Found(NamedTuple):
+    """What a backward pass found, without graph; as an `objective.ObjectiveLoss`.
 
-    def loss(self, model: nn.Module, input_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The loss with its graph, and its parts by name."""
+    Attributes:
+        total: What is minimised.
+        parts: `loss`, and what is added to it.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Backward(Protocol):
+    """What is minimised: the plain loss, or an `objective.Objective`."""
+
+    def backward(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        *,
+        number: int,
+        share: float,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> Any:
+        """Add the gradient of a micro-batch, times its share; give total and parts."""
+
+    def finish(self, step: int) -> None:
+        """After the last micro-batch of a step."""
 
 
 class PlainLoss:
-    """The mean loss of the next token."""
+    """The mean loss of the next token, in nats."""
 
-    def loss(
-        self, model: nn.Module, input_ids: Int[Tensor, "sample position"]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """In nats."""
-        return model(input_ids, labels=input_ids).loss, {}
+    def backward(
+        self,
+        model: nn.Module,
+        input_ids: Int[Tensor, "sample position"],
+        *,
+        number: int,
+        share: float,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> Found:
+        """Forward in the autocast, backward outside."""
+        with autocast():
+            loss = model(input_ids, labels=input_ids).loss
+        (loss if share == 1.0 else loss * share).backward()
+        return Found(loss.detach(), {"loss": loss.detach()})
+
+    def finish(self, step: int) -> None:
+        """Nothing."""
 
 
 class Stepped(NamedTuple):
     """What a step found before the optimiser moved.
 
     Attributes:
-        loss: Mean over the micro-batches, nats.
+        loss: Of the next token, mean over the micro-batches, nats; NaN for an empty batch, which private training may draw.
+        total: What is minimised.
         gradient_norm: Before clipping.
         rate: Learning rate of the step.
-        parts: Parts of the loss by name, means over the micro-batches.
+        parts: What is added to the loss, by name, before its weight.
         stop: Whether any process was asked to stop.
         save: Whether the first process wants the state saved after the step.
+        is_good: Whether total and gradient are finite, and the optimiser has moved.
     """
 
     loss: float
+    total: float
     gradient_norm: float
     rate: float
     parts: dict[str, float]
     stop: bool
     save: bool
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradient are."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+    is_good: bool
 
 
 def take_step(
-    session: Session, objective: Loss, step: int, batches: list[Tensor], *, stop: bool, save: bool
+    session: Session, objective: Backward, step: int, batches: list[Tensor], *, stop: bool, save: bool
 ) -> Stepped:
     """One step; the optimiser moves only when loss and gradient are finite.
 
@@ -76,29 +112,38 @@ def take_step(
         stop: Whether this process was asked to stop.
         save: Whether this process wants the state saved; all processes must save together, so they tell each other.
     """
-    devices, prepared = session.devices, session.prepared
+    devices, prepared, count = session.devices, session.prepared, len(batches)
     rate = set_rate(prepared.optimizer, session.recipe, step)
     prepared.optimizer.zero_grad(set_to_none=True)
-    total: Tensor | None = None
-    sums: dict[str, Tensor] = {}
-    for ids in batches:
-        with session.autocast():
-            loss, parts = objective.loss(session.run, ids)
-        (loss / len(batches) if len(batches) > 1 else loss).backward()
-        total = loss.detach() if total is None else total + loss.detach()
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + torch.as_tensor(value, device=ids.device).detach()
-    assert total is not None
+    found = [
+        objective.backward(
+            session.run, ids, number=step * count + i, share=1 / count, autocast=session.autocast
+        )
+        for i, ids in enumerate(batches)
+    ]
+    objective.finish(step)
     norm = devices.clip(prepared.run, session.recipe.clip)
-    read = torch.stack([(x / len(batches)).float() for x in (total, *sums.values())])
+    names = list(found[0].parts)
+    rows = [torch.stack([x.float() for x in (f.total, *f.parts.values())]) for f in found]
+    read = sum(rows[1:], rows[0]) / count
     flags = read.new_tensor([float(stop), float(save)])
     # One transfer for all numbers of the step.
-    found = torch.cat([devices.mean(torch.cat([read, flags])), norm.float().reshape(1)]).tolist()
-    parts_read = dict(zip(sums, found[1 : 1 + len(sums)], strict=True))
-    stepped = Stepped(found[0], found[-1], rate, parts_read, found[-3] > 0, found[-2] > 0)
-    if stepped.is_finite:
+    numbers = torch.cat([devices.mean(torch.cat([read, flags])), norm.float().reshape(1).to(read)]).tolist()
+    parts = dict(zip(names, numbers[1:], strict=False))
+    is_empty = not any(len(ids) for ids in batches)
+    is_good = math.isfinite(numbers[-1]) and (math.isfinite(numbers[0]) or is_empty)
+    if is_good:
         prepared.optimizer.step()
-    return stepped
+    return Stepped(
+        loss=parts.pop("loss"),
+        total=numbers[0],
+        gradient_norm=numbers[-1],
+        rate=rate,
+        parts=parts,
+        stop=numbers[-3] > 0,
+        save=numbers[-2] > 0,
+        is_good=is_good,
+    )
 
 
 def set_rate(optimizer: Optimizer, recipe: Recipe, step: int) -> float:
