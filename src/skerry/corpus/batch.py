@@ -26,3 +26,9 @@ class Batch:
     def num_tokens(self) -> int:
         """Number of measured tokens."""
         return int(self.keep.sum())
+
+    def behind(self, count: int) -> Batch:
+        """The same inputs without their first `count` places."""
+        if not count:
+            return self
+        return Batch(self.input_ids[:, count:], self.keep[:, count:], self.sample)

@@ -71,6 +71,8 @@ class Evaluator:
         batches: The inputs.
         prefix: Token ids put before every input while something is scored, and not counted; the untouched model reads the inputs
             without them.
+        skip: First tokens of every input that only the untouched model reads; what it predicts there is not counted. Other models read
+            the inputs without them.
 
     Attributes:
         damage: What a change is priced in: `loss`, or `distance` without a head that predicts the next token.
@@ -81,13 +83,16 @@ class Evaluator:
         EmptyBatch: There is no input.
     """
 
-    def __init__(self, anatomy: Anatomy, batches: Sequence[Batch], *, prefix: Sequence[int] = ()) -> None:
+    def __init__(
+        self, anatomy: Anatomy, batches: Sequence[Batch], *, prefix: Sequence[int] = (), skip: int = 0
+    ) -> None:
         if not len(batches):
             raise EmptyBatch("nothing to score: no input was given")
-        self.anatomy, self.batches, self.prefix = anatomy, list(batches), tuple(prefix)
+        self.anatomy, self.prefix, self.skip = anatomy, tuple(prefix), skip
+        self._whole, self.batches = list(batches), [b.behind(skip) for b in batches]
         self.judge = HeadJudge(anatomy)
         self.damage = "distance" if self.judge.vocab is None else "loss"
-        self._clean = [self.judge.last(batch, ()) for batch in self.batches]
+        self._clean = [self.judge.last(batch, ())[:, skip:] for batch in self._whole]
         self._probe = None if self.judge.vocab is None else self._probe_head()
         self.weights = np.concatenate([self.judge.num_counted(b) for b in self.batches])
         self.original = self._scores(self.judge, self._clean)
@@ -126,6 +131,8 @@ class Evaluator:
         return bootstrap(after.per_input[self.damage] - old, self.weights, seed=seed)
 
     def _read(self, judge: HeadJudge) -> list[Tensor]:
+        if judge is self.judge:
+            return [judge.last(batch, self.prefix)[:, self.skip :] for batch in self._whole]
         return [judge.last(batch, self.prefix) for batch in self.batches]
 
     def _probe_head(self) -> Tensor:
