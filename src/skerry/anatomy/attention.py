@@ -67,43 +67,55 @@ def _interface_attention(
         if edit.tensors is not None:
             query, key, value = edit.tensors(layer, query, key, value)
 
+    own: OwnAttention | None = kwargs.get("own")
+
     def seen(layer: int) -> AttentionView:
         return AttentionView(
             layer=layer,
             num_heads=query.shape[1],
             scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             softcap=kwargs.get("softcap"),
-            sink_logits=kwargs.get("s_aux"),
+            sink_logits=kwargs.get("s_aux") if own is None else own.sink_logits(query),
             mask=_with_bias(attention_mask, kwargs.get("position_bias")),
             is_causal=is_causal,
-            query=query,
+            query=query if own is None else own.shown(query),
             key=key,
             value=value,
             logits=None,
-            weights=kwargs.get("weights"),
+            weights=None if own is None else own.weights,
         )
 
     for layer, observer in _observers.get(id(module), ()):
         observer(seen(layer))
+    out = (
+        None
+        if own is None
+        else own.attention(query, key, value, mask=attention_mask).transpose(1, 2).contiguous()
+    )
     if any(edit.probs is not None for _, edit in edits):
-        return _with_other_probs(seen(edits[0][0]), edits)
-    if (own := kwargs.get("compute")) is not None:
-        return own(query, key, value).transpose(1, 2), None
+        return _with_other_probs(seen(edits[0][0]), edits, out)
+    if out is not None:
+        return out, None
     kernel = _kernels.get(id(getattr(module, "config", None)), "sdpa")
     return _compute(module, kernel, query, key, value, attention_mask, is_causal, scaling, kwargs)
 
 
 def _with_other_probs(
-    view: AttentionView, edits: Sequence[tuple[int, AttentionEdit]]
+    view: AttentionView, edits: Sequence[tuple[int, AttentionEdit]], out: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention step by step, as the interface returns it: [sample query head channel]."""
+    """Attention step by step, as the interface returns it: [sample query head channel].
+
+    Where attention computes itself, what the tokens' weights do not explain (a sink's value, a second map) is in `out` and stays.
+    """
     assert view.value is not None
     # A query that sees no key is padding; its row must not spoil the ranges of the others.
-    probs = naive_probs(view).nan_to_num(0.0)
+    before = probs = naive_probs(view).nan_to_num(0.0)
     for layer, edit in edits:
         if edit.probs is not None:
             probs = edit.probs(layer, probs)
     value = view.value.repeat_interleave(view.num_heads // view.value.shape[1], dim=1)
+    if out is not None:
+        return out + ((probs - before).to(value.dtype) @ value).transpose(1, 2), None
     return (probs.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
@@ -169,6 +181,9 @@ class OwnAttention(Protocol):
     def sink_logits(self, query: Tensor) -> Tensor | None:
         """Logits that take mass, [head] or [sample head query]; None without."""
 
+    def shown(self, query: Tensor) -> Tensor:
+        """The queries that observers see."""
+
     def mask_of(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask that its softmax sees: bool, True where visible; None for causal."""
 
@@ -190,9 +205,7 @@ def through_interface(
         value,
         mask,
         own.scale,
-        s_aux=own.sink_logits(query),
-        weights=own.weights,
-        compute=lambda q, k, v: own.attention(q, k, v, mask=mask),
+        own=own,
     )
     return out.transpose(1, 2)
 

@@ -46,6 +46,12 @@ class AttentionView:
     logits: Float[Tensor, "sample head query key"] | None
     weights: Callable[[Tensor], Tensor] | None = None
 
+    def sinks(self, samples: slice = slice(None), queries: slice = slice(None)) -> Tensor | None:
+        """Logits of the sink for some samples and queries, broadcasting to [sample head query]; None without a sink."""
+        if self.sink_logits is None or self.sink_logits.dim() == 1:
+            return None if self.sink_logits is None else self.sink_logits[None, :, None]
+        return self.sink_logits[samples, :, queries]
+
 
 def naive_logits(view: AttentionView) -> Float[Tensor, "sample head query key"]:
     """The logits that the softmax reads, -inf where masked; for tests and single sequences: it is quadratic in memory."""
@@ -77,6 +83,7 @@ def naive_probs(view: AttentionView) -> Float[Tensor, "sample head query key"]:
         return view.weights(logits)
     if view.sink_logits is None:
         return logits.softmax(dim=-1)
-    sink = view.sink_logits.to(logits)
-    sink = sink[..., None] if sink.dim() == 3 else sink.view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+    sinks = view.sinks()
+    assert sinks is not None
+    sink = sinks.to(logits)[..., None].expand(*logits.shape[:-1], 1)
     return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]

@@ -140,8 +140,10 @@ def given(view: AttentionView, at: Bool[Tensor, "sample key"]) -> Given:
     broken = False
     for block in blocks(view):
         found = keys.logits(block)
-        total = _total(view, block.logits)
+        total = _total(view, block)
         p = (found - total[..., None]).exp()
+        if view.weights is not None:  # of its own rule, hidden keys at zero
+            p = keys.logits(block._replace(logits=view.weights(block.logits))).clamp(min=0)
         visible = (found > -math.inf).sum(-1)
         options = (block.logits > -math.inf).sum(-1) + (view.sink_logits is not None)
         # A query that sees nothing has no softmax; one with logits that are not finite has no number, and is left out as NaN.
@@ -158,12 +160,11 @@ def given(view: AttentionView, at: Bool[Tensor, "sample key"]) -> Given:
     return Given(whole[0], whole[1], whole[3] if value is not None else None, whole[2], broken)
 
 
-def _total(view: AttentionView, logits: Tensor) -> Tensor:
+def _total(view: AttentionView, block: Block) -> Tensor:
     """Log of the softmax's denominator."""
-    total = logits.logsumexp(-1)
-    if view.sink_logits is None:
-        return total
-    return torch.logaddexp(total, view.sink_logits.to(total)[None, :, None])
+    total = block.logits.logsumexp(-1)
+    sink = view.sinks(block.samples, block.queries)
+    return total if sink is None else torch.logaddexp(total, sink.to(total))
 
 
 def _values_at(view: AttentionView, keys: Keys) -> Float[Tensor, "sample head number channel"]:
@@ -178,7 +179,10 @@ def mix_of_one(view: AttentionView, sample: int, query: int) -> Float[Tensor, "h
     """What the heads give one query, recomputed: to check that nothing lies between it and the output projection."""
     assert view.value is not None
     logits = _logits(view, slice(sample, sample + 1), slice(query, query + 1))
-    p = (logits - _total(view, logits)[..., None]).exp().nan_to_num(0.0)
+    block = Block(slice(sample, sample + 1), slice(query, query + 1), logits)
+    other = view.weights is not None
+    p = view.weights(logits) if other else (logits - _total(view, block)[..., None]).exp()  # type: ignore[misc]
+    p = p.nan_to_num(0.0)
     value = _exact(view.value[sample]).repeat_interleave(view.num_heads // view.value.shape[1], dim=0)
     return (p[0] @ value.to(p))[:, 0]
 

@@ -169,8 +169,9 @@ class LogitReader:
             if not copy:
                 levels.others[into] = _others_mean(block.logits, found).double()
                 total = block.logits.logsumexp(-1)
-                if view.sink_logits is not None:
-                    total = torch.logaddexp(total, view.sink_logits.to(total)[None, :, None])
+                sink = view.sinks(block.samples, block.queries)
+                if sink is not None:
+                    total = torch.logaddexp(total, sink.to(total))
                 levels.mass[into] = (found.logsumexp(-1) - total).exp().double()
         return levels
 

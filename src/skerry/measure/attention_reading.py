@@ -5,7 +5,7 @@ This file is the plain path in float64, on any device, and the definition; the k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,10 +71,12 @@ class Block(NamedTuple):
     Attributes:
         logits: float64 [head, query, key].
         visible: bool, broadcasts to [head, query, key].
+        sink: float64 [head, query], the sink's logit; None without.
     """
 
     logits: Tensor
     visible: Tensor
+    sink: Tensor | None = None
 
 
 def read_plain(view: AttentionView, keep: np.ndarray) -> AttentionReading:
@@ -87,7 +89,7 @@ def read_plain(view: AttentionView, keep: np.ndarray) -> AttentionReading:
     total = AttentionReading.empty(len(keep), view.num_heads, keep.shape[1])
     for b, kept in enumerate(keep):
         for block in _blocks(view, b, kept):
-            _add_block(total, b, block, view.sink_logits)
+            _add_block(total, b, block, view.weights)
     return total
 
 
@@ -104,7 +106,15 @@ def _blocks(view: AttentionView, b: int, keep: np.ndarray) -> Iterator[Block]:
         visible = visible & keys
         if view.is_causal:
             visible = visible & (torch.arange(len(keep), device=device) <= rows[:, None])
-        yield Block(logits, visible)
+        yield Block(logits, visible, _sink(view.sink_logits, b, rows, device))
+
+
+def _sink(sink: Tensor | None, b: int, rows: Tensor, device: torch.device) -> Tensor | None:
+    """Logits [head, query] of a sink that has one per head, or one per sample, head and query."""
+    if sink is None:
+        return None
+    chosen = sink[:, None].expand(-1, len(rows)) if sink.dim() == 1 else sink[b][:, rows.to(sink.device)]
+    return chosen.to(device).double()
 
 
 def _logits(view: AttentionView, b: int, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -134,7 +144,10 @@ def mask_rows(mask: Tensor, b: int, rows: Tensor) -> Tensor:
     return part if part.shape[1] == 1 else part[:, rows.to(part.device)]
 
 
-def _add_block(total: AttentionReading, b: int, block: Block, sink: Tensor | None) -> None:
+Weigh = Callable[[Tensor], Tensor]
+
+
+def _add_block(total: AttentionReading, b: int, block: Block, rule: Weigh | None) -> None:
     logits = block.logits
     visible = block.visible.expand_as(logits)
     broken = visible & (torch.isnan(logits) | torch.isposinf(logits))
@@ -143,31 +156,56 @@ def _add_block(total: AttentionReading, b: int, block: Block, sink: Tensor | Non
     seen = visible.sum(-1)
     measured = seen > 0
     shown = torch.where(visible, logits, -torch.inf)
-    options = seen.double()
-    top = shown.amax(-1)
-    if sink is not None:
-        sink_logit = sink.to(logits.device).double()[:, None]
-        lse = torch.logaddexp(shown.logsumexp(-1), sink_logit)
-        sink_mass = torch.where(measured, (sink_logit - lse).exp(), 0.0)
-        options = options + 1
-        plogp = sink_mass * sink_logit
-    else:
-        lse = shown.logsumexp(-1)
-        sink_mass = torch.zeros_like(lse)
-        plogp = sink_mass
-    lse = torch.where(measured, lse, 0.0)
-    p = (shown - lse[..., None]).exp()
     clean = torch.where(visible, logits, 0.0)
-    entropy = lse - (p * clean).sum(-1) - plogp
-    zero = torch.zeros((), dtype=lse.dtype, device=lse.device)
-    rows = [entropy, options.clamp(min=1).log(), (top - lse).exp(), sink_mass]
+    zero = torch.zeros((), dtype=shown.dtype, device=shown.device)
+    read = _softmax(shown, clean, block.sink, measured) if rule is None else _other_rule(shown, visible, rule)
+    options = seen.double() + (block.sink is not None)
+    rows = [read.entropy, options.clamp(min=1).log(), read.weights.amax(-1), read.sink_mass]
     total.sums += torch.stack([torch.where(measured, r, zero).sum(-1) for r in rows]).cpu().numpy()
     total.counts += torch.stack([measured.sum(-1), broken.sum((1, 2))]).cpu().numpy()
-    total.received[b] += p.sum(1).cpu().numpy()
+    total.received[b] += read.weights.sum(1).cpu().numpy()
     total.exposure[b] += visible.sum(1).cpu().numpy()
+    top = shown.amax(-1)
     count = seen.sum(-1)
     mean = clean.sum((1, 2)) / count.clamp(min=1)
     m2 = torch.where(visible, logits - mean[:, None, None], zero).square().sum((1, 2))
     low = torch.where(visible, logits, torch.inf).amin((1, 2))
     sums = torch.stack([mean, m2, low, top.amax(-1)]).cpu().numpy()
     pool_logits(total.logit_count, total.logit_sums, count.cpu().numpy(), sums)
+
+
+class Weights(NamedTuple):
+    """What the queries of a block do with their keys.
+
+    Attributes:
+        weights: [head, query, key]; zero where hidden.
+        entropy: [head, query], in nats.
+        sink_mass: [head, query].
+    """
+
+    weights: Tensor
+    entropy: Tensor
+    sink_mass: Tensor
+
+
+def _softmax(shown: Tensor, clean: Tensor, sink: Tensor | None, measured: Tensor) -> Weights:
+    """Softmax over the keys and, where there is one, the sink; `shown` is -inf and `clean` zero where hidden."""
+    lse = shown.logsumexp(-1)
+    sink_mass = plogp = torch.zeros_like(lse)
+    if sink is not None:
+        lse = torch.logaddexp(lse, sink)
+        sink_mass = torch.where(measured, (sink - lse).exp(), 0.0)
+        # A sink that is switched off has no logit to add to the sum.
+        plogp = torch.where(sink_mass > 0, sink_mass * sink, 0.0)
+    lse = torch.where(measured, lse, 0.0)
+    p = (shown - lse[..., None]).exp()
+    return Weights(p, lse - (p * clean).sum(-1) - plogp, sink_mass)
+
+
+def _other_rule(shown: Tensor, visible: Tensor, rule: Weigh) -> Weights:
+    """Weights that need not sum to one: their entropy is that of their shares, 0 for a query that has none; no sink takes part."""
+    weights = torch.where(visible, rule(shown).double(), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    shares = torch.where(total > 0, weights / total, 0.0)
+    entropy = -torch.special.xlogy(shares, shares).sum(-1)
+    return Weights(weights, entropy, torch.zeros_like(entropy))

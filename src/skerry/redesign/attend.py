@@ -3,12 +3,14 @@
     p_ij = exp(l_ij) / (exp(e_i) + sum_j exp(l_ij)),   l_ij = q_i . k_j scale        over the keys that query i sees
     out_i = sum_j p_ij v_j + p'_i v',                    p'_i = exp(e_i) / (exp(e_i) + sum_j exp(l_ij))
 
-e_i is the sink's logit (a number per head, or per sample, head and query), v' its value (a vector per head; none means zero). A fused kernel
-returns y = softmax(l) v and lse_i = log sum_j exp(l_ij); then p' = sigmoid(e - lse) and out = (1 - p') y + p' v'.
+e_i is the sink's logit (a number per head, or per sample, head and query), v' its value (a vector per head, or per sample, head and query; none
+means zero). A fused kernel returns y = softmax(l) v and lse_i = log sum_j exp(l_ij); then p' = sigmoid(e - lse) and out = (1 - p') y + p' v'.
 
 Backward needs no second kernel: the gradient of a logit is p_ij (g_i . v_j - g_i . out_i), and the kernel's own backward computes just that
 from whatever `out` and `lse` it is handed. Handed the true out and log(exp(e) + sum exp(l)), it gives the exact gradients of q, k and v;
-the sink's are  de_i = p'_i (g_i . v' - g_i . out_i)  and  dv' = sum_i p'_i g_i.
+the sink's are  de_i = p'_i (g_i . v' - g_i . out_i)  and  dv'_i = p'_i g_i.
+A sink that is only added, out = y + p' v', leaves the tokens their weights: handed y + p' (1 - p') v' and the plain lse the kernel gives the
+gradients of q, k and v, since dp'_i / dl_ij = -p'_i (1 - p'_i) softmax_ij;  de_i = p'_i (1 - p'_i) g_i . v'_i,  dv'_i = p'_i g_i.
 Limit: e = -inf is plain softmax attention; e = 0 and v' = 0 is softmax-off-by-one.
 """
 
@@ -27,11 +29,22 @@ class Sink(NamedTuple):
 
     Attributes:
         logit: [head], or [sample head query].
-        value: [head channel]; None for a sink that carries nothing.
+        value: [head channel], or [sample head query channel]; None for a sink that carries nothing.
+        is_added: The tokens keep weights that sum to one, and the sink's share of its value is added: out = y + p' v'.
     """
 
     logit: Tensor
-    value: Float[Tensor, "head channel"] | None = None
+    value: Tensor | None = None
+    is_added: bool = False
+
+    def spread(self, query: Float[Tensor, "sample head query channel"]) -> Sink:
+        """The same with a logit and a value for every query."""
+        logit, value = self.logit, self.value
+        if logit.dim() == 1:
+            logit = logit[None, :, None].expand(query.shape[:3])
+        if value is not None and value.dim() == 2:
+            value = value[:, None].expand(*query.shape[:3], -1)
+        return Sink(logit, value, self.is_added)
 
 
 def attend(
@@ -57,22 +70,31 @@ def attend(
     """
     query, key, value = in_one_type(query, key, value)
     groups = query.shape[1] // key.shape[1]
-    if sink is None:
+    # No fused kernel has a rule for vmap, by which gradients of single samples may be computed.
+    one_by_one = torch._C._are_functorch_transforms_active()
+    if sink is None and not one_by_one:
         causal = is_causal and mask is None and query.shape[2] > 1
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
         )
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    logit = sink.logit if sink.logit.dim() == 3 else sink.logit[None, :, None].expand(query.shape[:3])
-    if _has_cpu_kernel(query, value, mask):
-        causal = is_causal and query.shape[2] > 1
-        return _SinkAttention.apply(query, key, value, logit, sink.value, causal, scale)
+    sink = None if sink is None else sink.spread(query)
+    if sink is None or one_by_one:
+        return attend_eagerly(query, key, value, mask, is_causal=is_causal, scale=scale, sink=sink)
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        causal = is_causal and mask is None and query.shape[2] > 1
+        return _SinkAttention.apply(
+            query, key, value, sink.logit, sink.value, sink.is_added, causal, _additive(mask, query), scale
+        )
     if query.is_cuda and mask is None:
-        return _by_flex(query, key, value, logit, sink.value, is_causal=is_causal, scale=scale)
-    return attend_eagerly(
-        query, key, value, mask, is_causal=is_causal, scale=scale, sink=Sink(logit, sink.value)
-    )
+        return _by_flex(query, key, value, sink, is_causal=is_causal, scale=scale)
+    return attend_eagerly(query, key, value, mask, is_causal=is_causal, scale=scale, sink=sink)
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """The mask as the kernel wants it: 0 where visible and -inf elsewhere."""
+    return None if mask is None else query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
 
 
 def in_one_type(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,10 +102,6 @@ def in_one_type(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
-def _has_cpu_kernel(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    return query.device.type == "cpu" and mask is None and query.shape[-1] == value.shape[-1]
 
 
 class _SinkAttention(torch.autograd.Function):
@@ -97,46 +115,45 @@ class _SinkAttention(torch.autograd.Function):
         value: Tensor,
         logit: Tensor,
         sink_value: Tensor | None,
+        is_added: bool,
         is_causal: bool,
+        mask: Tensor | None,
         scale: float | None,
     ) -> Tensor:
         y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, is_causal, scale=scale
+            query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale
         )
         total = torch.logaddexp(lse, logit.to(lse))
         share = torch.exp(logit.to(lse) - total)[..., None]
-        out = y * (1 - share).to(y)
+        out = y if is_added else y * (1 - share).to(y)
+        handed = out
         if sink_value is not None:
-            out = out + (share * sink_value[:, None].to(lse)).to(y)
-        ctx.save_for_backward(query, key, value, out, total, share, sink_value)
-        ctx.is_causal, ctx.scale, ctx.dtype = is_causal, scale, logit.dtype
+            carried = share * sink_value.to(lse)
+            out = out + carried.to(y)
+            handed = y + (carried * (1 - share)).to(y) if is_added else out
+        ctx.save_for_backward(query, key, value, handed, lse if is_added else total, share, sink_value, mask)
+        ctx.is_added, ctx.is_causal, ctx.scale, ctx.dtype = is_added, is_causal, scale, logit.dtype
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, out, total, share, sink_value = ctx.saved_tensors
-        grad = grad.to(out)
+        query, key, value, handed, lse, share, sink_value, mask = ctx.saved_tensors
+        grad = grad.to(handed)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, out, total, 0.0, ctx.is_causal, scale=ctx.scale
+            grad, query, key, value, handed, lse, 0.0, ctx.is_causal, attn_mask=mask, scale=ctx.scale
         )
-        wide, share = grad.to(total), share[..., 0]
-        gain = -(wide * out.to(total)).sum(-1)
-        d_value = None
+        wide, gain, d_value = grad.to(lse), torch.zeros_like(lse), None
         if sink_value is not None:
-            gain = gain + torch.einsum("bhqd,hd->bhq", wide, sink_value.to(total))
-            d_value = torch.einsum("bhq,bhqd->hd", share, wide).to(sink_value)
-        return dq, dk, dv, (share * gain).to(ctx.dtype), d_value, None, None
+            gain = (wide * sink_value.to(lse)).sum(-1)
+            d_value = (share * wide).to(sink_value)
+        # The sink's own weight pulls at its logit as a token's does; added to the rest it only has 1 - p' to pull with.
+        gain = gain * (1 - share[..., 0]) if ctx.is_added else gain - (wide * handed.to(lse)).sum(-1)
+        d_logit = (share[..., 0] * gain).to(ctx.dtype)
+        return dq, dk, dv, d_logit, d_value, None, None, None, None
 
 
 def _by_flex(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    logit: Tensor,
-    sink_value: Tensor | None,
-    *,
-    is_causal: bool,
-    scale: float | None,
+    query: Tensor, key: Tensor, value: Tensor, sink: Sink, *, is_causal: bool, scale: float | None
 ) -> Tensor:
     """FlexAttention also gives lse, with its gradient."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -148,9 +165,9 @@ def _by_flex(
             lambda b, h, q, k: q + behind >= k, None, None, query.shape[2], key.shape[2], query.device.type
         )
     y, lse = flex_attention(query, key, value, block_mask=blocks, scale=scale, return_lse=True)  # type: ignore[misc]
-    share = torch.sigmoid(logit.to(lse) - lse)[..., None]
-    out = (1 - share) * y
-    out = out if sink_value is None else out + share * sink_value[:, None]
+    share = torch.sigmoid(sink.logit.to(lse) - lse)[..., None]
+    out = y if sink.is_added else (1 - share) * y
+    out = out if sink.value is None else out + share * sink.value
     return out.to(query.dtype)
 
 
@@ -168,10 +185,10 @@ def attend_eagerly(
     shown = logits(query, key, mask=mask, is_causal=is_causal, scale=scale)
     if sink is None:
         return shown.softmax(-1).to(value.dtype) @ value
-    extra = sink.logit if sink.logit.dim() == 3 else sink.logit[None, :, None].expand(shown.shape[:3])
-    weights = torch.cat([shown, extra[..., None].to(shown)], dim=-1).softmax(-1).to(value.dtype)
-    out = weights[..., :-1] @ value
-    return out if sink.value is None else out + weights[..., -1:] * sink.value[:, None]
+    sink = sink.spread(query)
+    weights = torch.cat([shown, sink.logit[..., None].to(shown)], dim=-1).softmax(-1).to(value.dtype)
+    out = (shown.softmax(-1).to(value.dtype) if sink.is_added else weights[..., :-1]) @ value
+    return out if sink.value is None else out + weights[..., -1:] * sink.value.to(value.dtype)
 
 
 def logits(

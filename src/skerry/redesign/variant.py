@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from skerry.redesign.attend import Sink, attend, logits
+from skerry.redesign.attend import Sink, attend, in_one_type, logits
 from skerry.redesign.config import DecoderConfig
 
 
@@ -75,15 +75,20 @@ class Variant(nn.Module):
         """[sample head query channel]; the mask as `mask_of` gave it."""
         if self.weights is None:
             return attend(query, key, value, mask=mask, scale=self.scale, sink=self.sink(query))
+        query, key, value = in_one_type(query, key, value)
         scores = logits(query, key, mask=mask, is_causal=True, scale=self.scale)
         groups = query.shape[1] // key.shape[1]
         value = value if groups == 1 else value.repeat_interleave(groups, dim=1)
         return self.weights(scores).to(value.dtype) @ value
 
     def sink_logits(self, query: Tensor) -> Tensor | None:
-        """What observers of attention are told of the sink."""
+        """What observers of attention are told of the sink: nothing of one that leaves the tokens their weights."""
         sink = self.sink(query)
-        return None if sink is None else sink.logit
+        return None if sink is None or sink.is_added else sink.logit
+
+    def shown(self, query: Tensor) -> Tensor:
+        """The queries that observers of attention are shown; others than it has only where there are several maps."""
+        return query
 
     def after(self, y: Tensor, x: Tensor) -> Tensor:
         """Change the heads' outputs [sample position head channel]; x as in `before`."""
