@@ -33,21 +33,24 @@ __all__ = [
     "open_run",
     "replace",
     "resample",
+    "retrofit",
     "scale",
     "scan",
     "set_mean",
     "tame",
     "trace",
+    "train",
     "zero",
 ]
 _INTERVENTIONS = ("clip", "replace", "resample", "scale", "set_mean", "zero")
 _ABLATIONS = ("ablate_channel", "ablate_head", "ablate_sink", "ablate_weight")
-_TRAINING = ("births",)
+_TRAINING = ("births", "train")
 
 if TYPE_CHECKING:
     from skerry.answers import Audit, Claims, Impact, Scan, Trace, Watch
     from skerry.api import audit, claims, impact, open_run, scan, tame, trace
-    from skerry.api_training import births
+    from skerry.api_retrofit import retrofit
+    from skerry.api_training import births, train
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
 
@@ -64,6 +67,8 @@ def __getattr__(name: str) -> Any:
             if name in _ABLATIONS
             else "api_training"
             if name in _TRAINING
+            else "api_retrofit"
+            if name == "retrofit"
             else "api"
         )
         return getattr(importlib.import_module(f"skerry.{room}"), name)

@@ -38,6 +38,10 @@ VERBS = {
         "skerry.cli.tame:tame",
         "Take away what outliers cost a quantized model, prove that it stayed the same, export it.",
     ),
+    "train": (
+        "skerry.cli.train:train",
+        "Train a decoder with a choice of attention, norm, optimiser; goes on where it stopped.",
+    ),
     "battery": (
         "skerry.cli.battery:battery",
         "Does a model without outliers lose something? Seven tasks for any decoder, several side by side.",
@@ -45,6 +49,10 @@ VERBS = {
     "watch": (
         "skerry.cli.watch:watch",
         "See outliers being born in a series of checkpoints: when each kind grew, which came first.",
+    ),
+    "retrofit": (
+        "skerry.cli.retrofit:retrofit",
+        "Turn a trained softmax model into one without a sink token, after the fact.",
     ),
     "claims": ("skerry.cli.claims:claims", "Test what the literature says on this model."),
     "runs": ("skerry.cli.runs:runs", "List the runs in a folder."),

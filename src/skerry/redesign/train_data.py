@@ -125,7 +125,7 @@ class Synthetic:
         return self.task.batch(0, _FAR, samples=HELD_OUT, length=self.recipe.context)
 
 
-def load_data(recipe: Recipe, kept: Path) -> Data:
+def load_data(recipe: Recipe, kept: Path | None) -> Data:
     """Open what the recipe trains on.
 
     Args:
@@ -148,7 +148,7 @@ def load_data(recipe: Recipe, kept: Path) -> Data:
     else:
         corpus = read(recipe.text)
         name, key = corpus.name, corpus.sha256
-        if kept.is_dir():
+        if kept is not None and kept.is_dir():
             tokenizer = _read_tokenizer(str(kept))
         elif recipe.tokenizer is not None:
             tokenizer = _given(recipe)

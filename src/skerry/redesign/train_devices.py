@@ -181,3 +181,8 @@ def _inner(optimizer: Any) -> Optimizer:
 def find_devices(device: Any = None) -> Devices:
     """What the environment says: one process, or one of several."""
     return Several(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Devices(device)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the only one or the first of several, which alone writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
