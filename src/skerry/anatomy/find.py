@@ -111,9 +111,7 @@ def _on_the_hub(reference: str, path: Path, revision: str | None = None) -> Foun
     cached_only = not reachable()
     try:
         with hushed():
-            config = cached_file(
-                reference, "config.json", local_files_only=cached_only, revision=revision
-            )
+            config = cached_file(reference, "config.json", local_files_only=cached_only, revision=revision)
     except Exception as error:  # the hub's client raises its own, requests' and the operating system's errors
         if "config.json" in str(error) and "couldn't connect" not in str(error):
             raise BrokenModel(
