@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ _FAR = 2**31  # a step that no training comes to
 Draw = Callable[..., Tensor]
 
 
+@runtime_checkable
 class Data(Protocol):
     """Batches for a training."""
 

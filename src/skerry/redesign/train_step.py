@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -35,6 +35,7 @@ class Found(NamedTuple):
     parts: dict[str, Tensor]
 
 
+@runtime_checkable
 class Backward(Protocol):
     """What is minimised: the plain loss, or an `objective.Objective`."""
 
