@@ -356,10 +356,12 @@ def tame(
         NotPossible: The model or the target cannot carry what was asked for; the message says why.
         SkerryError: What was wrong, what was expected, what to do.
     """
+    from skerry.redesign.retrofit_method import register
     from skerry.tame.tame import STAGE, tame_repeat
     from skerry.tame.tame import tame as measure
     from skerry.tame.wanted import TameOptions
 
+    register()
     wanted = TameOptions(
         method, bits, out, form, calibration, samples, target, evaluate, parts, settings or {}
     )

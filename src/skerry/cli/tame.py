@@ -122,8 +122,10 @@ def tame(
 
 
 def _list(asked: Asked) -> None:
+    from skerry.redesign.retrofit_method import register
     from skerry.tame.register import METHODS
 
+    register()
     rows = [{"name": m.name, "what": m.what, "source": m.source, "kind": m.kind} for m in METHODS.values()]
     if asked.json:
         ask_document({"schema": 1, "methods": rows})

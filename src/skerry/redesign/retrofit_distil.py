@@ -126,7 +126,7 @@ def distil(
 
 def _choose(student: DecoderForCausalLM, train: str) -> list[Tensor]:
     words = {"all": "", "attention": ".self_attn.", "sinks": ".self_attn.variant."}
-    found = []
+    found: list[Tensor] = []
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(words[train] in name)
         if parameter.requires_grad:

@@ -28,7 +28,7 @@ from skerry.anatomy.resolve import resolve
 from skerry.corpus.batch import Batch
 from skerry.errors import UnknownOption, near_matches
 from skerry.redesign.decoder import DecoderForCausalLM
-from skerry.redesign.retrofit_fold import EXACT, with_attention
+from skerry.redesign.retrofit_fold import EXACT, config_of, with_attention
 from skerry.redesign.retrofit_read import Heads, read_heads, variant_of
 from skerry.run import Progress
 
@@ -137,7 +137,7 @@ class Fitter:
         check_form(form)
         if form == EXACT_FORM:
             return with_attention_kept(self.folded)
-        out = with_attention(self.folded, self.folded.config, FORMS[form])
+        out = with_attention(self.folded, FORMS[form])
         for layer, sums in self.sums.items():
             variant = variant_of(out, layer)
             if form == "gate":
@@ -153,7 +153,7 @@ class Fitter:
 
 def with_attention_kept(decoder: DecoderForCausalLM) -> DecoderForCausalLM:
     """A copy with all its parameters."""
-    out = with_attention(decoder, decoder.config, decoder.config.attention)
+    out = with_attention(decoder, config_of(decoder).attention)
     out.load_state_dict(decoder.state_dict())
     return out
 

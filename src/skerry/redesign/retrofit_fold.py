@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -98,18 +98,17 @@ def fold(decoder: DecoderForCausalLM, constants: Constants) -> DecoderForCausalL
         decoder: With softmax attention; it is left as it is.
         constants: Of the token that is folded.
     """
-    config = copy.deepcopy(decoder.config)
-    folded = with_attention(decoder, config, EXACT)
+    config = config_of(decoder)
+    folded = with_attention(decoder, EXACT)
     heads = config.num_attention_heads // config.num_key_value_heads
     with torch.no_grad():
         for layer, key, value in zip(folded.model.layers, constants.keys, constants.values, strict=True):
-            variant = layer.self_attn.variant  # type: ignore[union-attr]
-            variant.key_bias.copy_(_one_back(key, config).repeat_interleave(heads, dim=0))  # type: ignore[union-attr,operator]
-            variant.value_bias.copy_(value.repeat_interleave(heads, dim=0))  # type: ignore[union-attr,operator]
+            variant = cast(Any, layer).self_attn.variant
+            variant.key_bias.copy_(_one_back(key, config).repeat_interleave(heads, dim=0))
+            variant.value_bias.copy_(value.repeat_interleave(heads, dim=0))
     folded.config.max_position_embeddings = max(1, config.max_position_embeddings - 1)
     folded.config.bos_token_id = None
     folded.config.folded_token = constants.token
-    folded.generation_config = copy.deepcopy(decoder.generation_config)
     if folded.generation_config is not None:
         folded.generation_config.bos_token_id = None
     return folded
@@ -124,18 +123,25 @@ def _one_back(key: Float[Tensor, "kv_head channel"], config: DecoderConfig) -> T
     return rotate(wide[None, :, None], Rotation(one.cos, -one.sin))[0, :, 0]
 
 
-def with_attention(decoder: DecoderForCausalLM, config: DecoderConfig, attention: str) -> DecoderForCausalLM:
+def config_of(decoder: DecoderForCausalLM) -> DecoderConfig:
+    """Its configuration."""
+    return cast(DecoderConfig, decoder.config)
+
+
+def with_attention(decoder: DecoderForCausalLM, attention: str) -> DecoderForCausalLM:
     """A copy of a decoder with another attention variant, whose own parameters are at their starting values.
 
     Args:
         decoder: It is left as it is.
-        config: Its configuration, or one of the same sizes.
         attention: Name of the variant.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(config_of(decoder))
     config.attention, config.attention_options = attention, {}
     first = next(decoder.parameters())
-    other = DecoderForCausalLM(config).to(device=first.device, dtype=first.dtype).eval()  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        other: Any = DecoderForCausalLM(config)
+    other = other.to(device=first.device, dtype=first.dtype).eval()
     shared = {n: t for n, t in decoder.state_dict().items() if ".self_attn.variant." not in n}
     other.load_state_dict(shared, strict=False)
-    return other
+    other.generation_config = copy.deepcopy(decoder.generation_config)
+    return cast(DecoderForCausalLM, other)

@@ -88,16 +88,16 @@ def read_heads(
 def heads_of(view: AttentionView, x: Float[Tensor, "token channel"], kept: Bool[Tensor, "token"]) -> Heads:
     """One layer's attention, flat over samples and positions."""
     assert view.query is not None and view.key is not None and view.value is not None
-    assert view.sink_logits is not None
-    wide = torch.float64 if view.query.dtype == torch.float64 else torch.float32
-    view = replace(view, query=view.query.to(wide), key=view.key.to(wide))
-    logits = naive_logits(view)
-    groups = view.num_heads // view.value.shape[1]
-    y = logits.softmax(-1).nan_to_num(0.0) @ view.value.to(wide).repeat_interleave(groups, dim=1)
+    assert view.sink_logits is not None, "a folded decoder has a sink in every layer"
+    query, key, value, sink = view.query, view.key, view.value, view.sink_logits
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    logits = naive_logits(replace(view, query=query.to(wide), key=key.to(wide)))
+    groups = view.num_heads // value.shape[1]
+    y = logits.softmax(-1).nan_to_num(0.0) @ value.to(wide).repeat_interleave(groups, dim=1)
     return Heads(
         view.layer,
         x.to(wide)[kept],
-        _flat(view.sink_logits.to(wide), kept),
+        _flat(sink.to(wide), kept),
         _flat(logits.logsumexp(-1), kept),
         y.transpose(1, 2).flatten(0, 1)[kept],
     )

@@ -29,10 +29,13 @@ RUNTIME = {
         "no format states that the input of a map is clipped before it is rounded; with static inputs, give the clipped range as the "
         "static grid instead"
     ),
+    "another model": (
+        "a model of skerry's own decoder is loaded by skerry only, and no exchange format has its attention; `skerry retrofit` writes it"
+    ),
     "permuted groups": "groups over permuted columns (act-order) were removed from compressed-tensors in 2026-08",
 }
 # Of these, what changes the float model too.
-_ALSO_FLOAT = ("online rotation", "compensated shortcut")
+_ALSO_FLOAT = ("online rotation", "compensated shortcut", "another model")
 
 
 def needs_of(simulation: Simulation) -> dict[str, str]:

@@ -42,13 +42,13 @@ class HeldOut:
     ) -> None:
         self.anatomy = resolve(copy.deepcopy(anatomy.model)) if own_copy else anatomy
         self.batches, self.calibration, self.seed = batches, calibration, seed
-        self._evaluators: dict[tuple[int, ...], Evaluator] = {}
+        self._evaluators: dict[tuple[tuple[int, ...], int], Evaluator] = {}
         self.evaluator = self._for(())
 
-    def _for(self, prefix: tuple[int, ...]) -> Evaluator:
-        if prefix not in self._evaluators:
-            self._evaluators[prefix] = Evaluator(self.anatomy, self.batches, prefix=prefix)
-        return self._evaluators[prefix]
+    def _for(self, prefix: tuple[int, ...], skip: int = 0) -> Evaluator:
+        if (prefix, skip) not in self._evaluators:
+            self._evaluators[prefix, skip] = Evaluator(self.anatomy, self.batches, prefix=prefix, skip=skip)
+        return self._evaluators[prefix, skip]
 
     def fresh(self) -> Anatomy:
         """A copy of the untouched model, to be changed."""
@@ -66,18 +66,20 @@ class HeldOut:
 
     def changed(self, tamed: Tamed) -> Row:
         """The changed model before quantization: what rounding of the folded weights costs."""
-        return self._row(tamed.name, FLOAT, self.evaluator.score_model(tamed.anatomy), tamed)
+        scores = self._for((), tamed.skip).score_model(tamed.anatomy)
+        return self._row(tamed.name, FLOAT, scores, tamed)
 
     def quantized(self, tamed: Tamed) -> Row:
         """The changed model, quantized."""
-        evaluator = self._for(tamed.found.prefix)
+        evaluator = self._for(tamed.found.prefix, tamed.skip)
         with tamed.simulation.open(tamed.anatomy):
             scores = evaluator.score_model(tamed.anatomy)
         return self._row(tamed.name, str(tamed.scheme), scores, tamed)
 
     def _row(self, method: str, scheme: str, scores: Scores, tamed: Tamed | None = None) -> Row:
         damage = self.evaluator.damage
-        change = self.evaluator.change(scores, seed=self.seed)
+        # A model that does not read the first tokens is compared on those behind them.
+        change = self._for((), 0 if tamed is None else tamed.skip).change(scores, seed=self.seed)
         notes = tamed.found.notes if tamed is not None else []
         return {
             "method": method,

@@ -18,9 +18,11 @@ from skerry.corpus.batch import Batch
 from skerry.impact.quantize import Grid
 from skerry.impact.scheme import Scheme
 from skerry.run import Progress, Silent
-from skerry.tame.transform import SeamChange
+from skerry.tame.transform import Equivalence, SeamChange
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from skerry.tame.rotation import Rotation
 
 Row = dict[str, Any]
@@ -69,6 +71,9 @@ class Found:
         keep_entries: Flat entries of a weight that stay in full precision.
         clip: Inputs of a map are clipped to (low, high) before rounding.
         prefix: Token ids whose keys and values stand in the cache before every input.
+        model: Another model in the place of the one that was given, which stays as it is.
+        skip: First tokens of every input that the other model does not read.
+        equivalence: How near the other model is to the one that was given, behind those tokens; None where it is another function.
         rows: Rows for the run's tables, by table.
         notes: What was skipped and why, in words.
         no_export: Why a checkpoint cannot hold this; None where it can.
@@ -83,6 +88,9 @@ class Found:
     keep_entries: dict[str, Tensor] = field(default_factory=dict)
     clip: dict[str, tuple[float, float]] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
+    model: nn.Module | None = None
+    skip: int = 0
+    equivalence: Equivalence | None = None
     rows: dict[str, list[Row]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     no_export: str | None = None
@@ -100,6 +108,7 @@ class Method:
         find: Does the work.
         cost: Rank from cheap to dear: `auto` tries in this order.
         needs: What it needs of the scheme: `weights`, `inputs`; refused with a message where it is absent.
+        replaces: Gives another model, for which no exchange format has a class; None where it does not, else what writes that model.
     """
 
     name: str
@@ -109,3 +118,4 @@ class Method:
     find: Callable[[Job], Found]
     cost: int = 1
     needs: tuple[str, ...] = ()
+    replaces: str | None = None

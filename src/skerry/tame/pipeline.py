@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,8 @@ class Tamed:
         seconds: Time of search and folding.
         config_changes: Settings under which a checkpoint holds what was added.
         becomes: Model type under which it does, where it is not the own one.
+        skip: First tokens of every input that the changed model does not read.
+        replaced: Name of the method that gave another model in place of the original.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Tamed:
     seconds: float = 0.0
     config_changes: dict[str, Any] = field(default_factory=dict)
     becomes: str | None = None
+    skip: int = 0
+    replaced: str | None = None
     handles: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -120,6 +124,7 @@ class Tamed:
             "clipping of inputs": _names(f.clip),
             "prefix tokens": f"{len(f.prefix)} tokens" if f.prefix else "",
             "compensated shortcut": f"{len(self.handles)} shortcuts past sublayers" if self.handles else "",
+            "another model": f"{type(self.anatomy.model).__name__} of {self.replaced}" if self.replaced else "",
         }
         return {kind: place for kind, place in where.items() if place}
 
@@ -151,6 +156,14 @@ def run_pipeline(setting: Setting, methods: Sequence[Method]) -> Tamed:
         if seams is None:
             seams = usable_seams(anatomy, setting)
         found = find(setting, method, number, anatomy, seams)
+        if found.model is not None:
+            anatomy, seams = resolve(found.model), None
+            setting = _replaced(setting, tamed, method, found, anatomy)
+            ids = proof_ids(setting.batches)
+            before = outputs(anatomy, ids)
+            tamed.seconds += time.perf_counter() - start
+            _gather(tamed.found, found, method)
+            continue
         changed = _fold(tamed, anatomy, seams, method, found, ids)
         tamed.seconds += time.perf_counter() - start
         if changed:
@@ -166,6 +179,15 @@ def run_pipeline(setting: Setting, methods: Sequence[Method]) -> Tamed:
     _static_grids(setting, tamed)
     tamed.seconds += time.perf_counter() - start
     return tamed
+
+
+def _replaced(setting: Setting, tamed: Tamed, method: Method, found: Found, anatomy: Anatomy) -> Setting:
+    """Another model is there, which reads less of every input: what follows is compared with it."""
+    tamed.anatomy, tamed.replaced = anatomy, method.name
+    tamed.skip += found.skip
+    if found.equivalence is not None:
+        tamed.equivalence[method.name] = found.equivalence
+    return replace(setting, anatomy=anatomy, batches=[b.behind(found.skip) for b in setting.batches])
 
 
 def usable_seams(anatomy: Anatomy, setting: Setting) -> Seams:

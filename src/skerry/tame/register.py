@@ -73,6 +73,17 @@ _ROTATIONS = ("rotation", "spinquant")
 _OS_PLUS = ("os+", "os+published")
 
 
+def add_method(method: Method, *, words: Sequence[str] = ()) -> None:
+    """Make a method known that lives in a room below this one; adding it again changes nothing.
+
+    Args:
+        method: The method.
+        words: Other words for it.
+    """
+    METHODS[method.name] = method
+    _ALIASES.update({_plain(word): method.name for word in words})
+
+
 def find_method(word: str) -> Method:
     """The method of a name or of another word for it, in any case; `-`, `_`, `.` and blanks do not count.
 
@@ -112,6 +123,7 @@ def parse_pipeline(text: str) -> list[Method]:
 
 def _refuse_pairs(methods: Sequence[Method]) -> None:
     names = [m.name for m in methods]
+    taken_away = [m.name for m in methods if m.name == "prefix" or m.replaces is not None]
     for name in names:
         if names.count(name) > 1:
             raise UnknownOption(f"the pipeline names {name!r} {names.count(name)} times; once is enough")
@@ -119,6 +131,7 @@ def _refuse_pairs(methods: Sequence[Method]) -> None:
         ([m.name for m in methods if m.kind == "weights"], "weights are rounded once"),
         ([n for n in names if n in _ROTATIONS], "spinquant begins with that rotation"),
         ([n for n in names if n in _OS_PLUS], "both search the same seams"),
+        (taken_away, "the prefix puts tokens in front, and the other takes the first one away"),
     ):
         if len(pair) > 1:
             raise UnknownOption(
@@ -157,4 +170,4 @@ def check_needs(methods: Sequence[Method], scheme: Scheme) -> None:
                 )
 
 
-__all__ = ["METHODS", "check_needs", "find_method", "parse_pipeline"]
+__all__ = ["METHODS", "add_method", "check_needs", "find_method", "parse_pipeline"]

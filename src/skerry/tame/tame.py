@@ -188,7 +188,7 @@ class _Work:
             tamed = run_pipeline(self._setting(self.wanted.method), methods)
             return Choice(tamed, {}, [], reached=False, why="not judged")
         # A rotation changes the head, by which the original's prediction is computed.
-        turns = any(m.name in ("rotation", "spinquant") for m in methods)
+        turns = any(m.name in ("rotation", "spinquant") or m.replaces is not None for m in methods)
         held_out = self._held_out(own_copy=turns or self.wanted.parts)
         rows = [held_out.original(), held_out.rounded(self.scheme)]
         tamed = run_pipeline(self._setting(self.wanted.method), methods)

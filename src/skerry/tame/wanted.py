@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skerry.errors import UnknownOption
+from skerry.errors import NotPossible, UnknownOption
 from skerry.impact.scheme import Scheme
 from skerry.tame.choose import TARGET, check_target
 
@@ -96,12 +96,28 @@ class TameOptions:
         for method in self.settings:
             find_method(method)
         if self.out is not None:
+            self._check_export()
             from skerry.tame.export import FORMS
             from skerry.tame.export_folder import check_unused
 
             if self.form not in FORMS:
                 raise UnknownOption(f"form is {self.form!r}; it is one of {', '.join(FORMS)}")
             check_unused(Path(self.out).resolve())
+
+    def _check_export(self) -> None:
+        """Refuse to export what no exchange format has a class for.
+
+        Raises:
+            NotPossible: With what writes it instead.
+        """
+        from skerry.tame.register import parse_pipeline
+
+        for method in [] if self.method == AUTO else parse_pipeline(self.method):
+            if method.replaces is not None:
+                raise NotPossible(
+                    f"{method.name} gives a model that no form of export has a class for (float, compressed-tensors, gguf, onnx): "
+                    f"{method.replaces} Without --out it is measured"
+                )
 
 
 def parse_settings(words: tuple[str, ...] | list[str]) -> dict[str, dict[str, Any]]:
