@@ -13,8 +13,10 @@ import pyarrow as pa
 from skerry.run.cause_tables import CAUSE_TABLES
 from skerry.run.column import Column
 from skerry.run.impact_tables import IMPACT_TABLES
+from skerry.run.optimize_tables import OPTIMIZE_TABLES
 from skerry.run.pruning_tables import PRUNING_TABLES
 from skerry.run.removal_tables import REMOVAL_TABLES
+from skerry.run.study_tables import STUDY_TABLES
 from skerry.run.tame_tables import TAME_TABLES
 from skerry.run.training_tables import TRAINING_TABLES
 from skerry.run.twin_tables import TWIN_TABLES
@@ -224,8 +226,10 @@ TABLES.update(PRUNING_TABLES)
 TABLES.update(REMOVAL_TABLES)
 TABLES.update(IMPACT_TABLES)
 TABLES.update(TAME_TABLES)
+TABLES.update(STUDY_TABLES)
 TABLES.update(TRAINING_TABLES)
 TABLES.update(TWIN_TABLES)
+TABLES.update(OPTIMIZE_TABLES)
 
 
 def schema(name: str) -> pa.Schema:
