@@ -14,8 +14,8 @@ from skerry.run.tables import TABLES
 from .worlds import evidence
 
 IDS = [
-    "2.1a", "2.2a", "2.2b", "2.2c", "2.2d", "2.3a", "2.3b", "2.4a", "3.1a", "3.2a", "3.2b", "3.2c", "3.3a", "3.3b", "3.3c", "3.3d", "3.3e",
-    "4.1a", "4.1b", "4.1c", "4.3a", "4.3a-q", "4.3b", "4.3b-q", "5.2a", "5.2b", "5.4",
+    "2.1a", "2.2a", "2.2b", "2.2c", "2.2d", "2.3a", "2.3b", "2.4a", "3.1a", "3.1b", "3.1c", "3.2a", "3.2b", "3.2c", "3.3a", "3.3b", "3.3c", "3.3d", "3.3e",
+    "4.1a", "4.1b", "4.1c", "4.2a", "4.3a", "4.3a-q", "4.3b", "4.3b-q", "5.2a", "5.2b", "5.3a", "5.3b", "5.4", "7.2a", "7.2b",
 ]  # fmt: skip
 
 
@@ -45,13 +45,13 @@ def test_the_list_is_plain_and_measures_nothing():
 
 def test_ids_and_patterns_choose():
     assert [r["id"] for r in list_claims(["2.2*"])] == ["2.2a", "2.2b", "2.2c", "2.2d"]
-    assert [r["id"] for r in list_claims(["4.3A,2.1a", "3.1?"])] == ["2.1a", "3.1a", "4.3a"]
+    assert [r["id"] for r in list_claims(["4.3A,2.1a", "3.1?"])] == ["2.1a", "3.1a", "3.1b", "3.1c", "4.3a"]
     assert [r["id"] for r in list_claims("3.3[a-c]")] == ["3.3a", "3.3b", "3.3c"]
 
 
 @pytest.mark.parametrize("word", ["9.9z", "2.2e", "3,9.*"])
 def test_a_pattern_without_a_claim_is_named_with_its_neighbours(word):
-    with pytest.raises(UsageError, match=r"skerry claims --list. lists all 27"):
+    with pytest.raises(UsageError, match=r"skerry claims --list. lists all 34"):
         list_claims([word])
     with pytest.raises(UsageError, match=r"no claim has the id '2.2e'; did you mean '2.2d'"):
         stages_of(["2.2e"])

@@ -78,7 +78,9 @@ class Evidence:
             NotApplicable: The run is not of one model.
         """
         if self._summary is None:
-            raise NotApplicable("this run is of trainings, not of one model; `skerry claims MODEL` judges a model")
+            raise NotApplicable(
+                "this run is of trainings, not of one model; `skerry claims MODEL` judges a model"
+            )
         return self._summary
 
     def has(self, name: str) -> bool:

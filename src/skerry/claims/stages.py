@@ -26,6 +26,18 @@ IMPACT_STAGES: dict[str, tuple[str, ...]] = {
     "tame": ("methods", "seam_changes", "channel_ranges", "parts", "equivalence", "overhead"),
 }
 """Stages of costs, `skerry impact`, and of taming: several methods under several schemes."""
+TRAINING_STAGES: dict[str, tuple[str, ...]] = {
+    "study": (
+        "study_arms",
+        "study_curve",
+        "study_layers",
+        "study_compressed",
+        "study_quantities",
+        "study_battery",
+    ),
+    "births": ("births", "birth_onsets", "birth_order", "birth_channels"),
+}
+"""What is measured on trainings, in runs of their own: `skerry study`, `skerry watch`. Judging a model never starts one."""
 FOLLOWED = ("impact_removal",)
 """Stages of costs that change what a trace has found."""
 STAGES: dict[str, tuple[str, ...]] = {**TRACE_STAGES, **IMPACT_STAGES}
@@ -40,6 +52,9 @@ def stage_of(table: str) -> str | None:
 def command_of(table: str) -> str:
     """The command that measures a table. What only claims ask for is measured by asking for them."""
     stage = stage_of(table)
+    for name, command in (("study", "skerry study attention"), ("births", "skerry watch")):
+        if table in TRAINING_STAGES[name]:
+            return f"{command}`, then `skerry claims RUN"
     if stage is None:
         return "skerry scan"
     if stage in TRACE_STAGES:
