@@ -1,0 +1,310 @@
+"""Published statements about attention sinks and outliers, tried again at small scale, with verdicts by rules fixed before anything was run.
+
+    python studies/published_facts.py OUT [--seeds 3] [--size small|smoke] [--processes 1]
+
+Every arm trains a decoder of 0.8 million parameters (3 blocks, 128 wide, 4 heads, vocabulary 1,024, windows of 128 tokens of the built-in
+corpus behind a beginning-of-sequence token) for 800 steps of 16 windows, AdamW at 3e-3 (betas 0.9, 0.95), weight decay 0.01, warm-up of 100
+steps, then cosine to a tenth. OUT is the folder of a study: it goes on where it was stopped, and writes `facts.json` and `facts.md` after every
+arm.
+
+Measured on 64 held-out windows, each number one per seed:
+
+    peak    largest |x| / median |x| of the stream behind a block, worst block
+    sink    share of its attention that the strongest head gives the first token
+    loss    nats per token
+
+Let r = peak / peak of softmax with the same seed (mean of logarithms, Student's 95 % interval over seeds), d = sink - sink of softmax likewise.
+A precondition comes first: softmax itself must have grown outliers, peak >= 30 and sink >= 0.15 on average. Where it has not, every fact is
+inconclusive.
+
+    keeps   the variant keeps outliers   r >= 1/2, and the interval of r lies above 1/4
+    loses   the variant loses outliers   r <= 1/2, and the interval of r lies below 1
+
+    An et al. 2025 (2502.06415)        (b) value-bias, (c) context-bias keep; (d) kv-bias, (e) scaled, (f) sigmoid-length lose. One row each.
+    Gu et al. 2025 (2410.10781)        a sink without value is enough: sink-logit and key-bias have d with an interval below 0 and less than half of
+                                       softmax's sink. One row each.
+    Gu et al. 2025                     weight decay: the sink first rises and then falls over 0, 0.5, 2, 5: a decay between has more than 0 (paired
+                                       interval above 0), and 5 has less than that decay (interval below 0). Else the order found is told.
+    Bondarenko et al. 2023 (2306.12929) clipped softmax is weak on causal models: it does not lose outliers, or its loss is worse (paired interval
+                                       of the difference above 0).
+    Park et al. 2025 (2506.19697)      Muon removes peaks but not sinks: r of Muon (softmax) loses as above, and its sink is at least half of AdamW's.
+
+A verdict is `reproduced` when the rule holds, `not reproduced` when the interval lies on the other side, else `inconclusive`. With three seeds
+Student's factor is 4.3, so only large effects can be told; and these are decoders a hundred times smaller than the smallest published ones: what is
+not reproduced here is not refuted there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skerry.redesign.recipe import Recipe
+from skerry.redesign.study_measure import headline
+from skerry.redesign.study_plan import Measured, Plan, make_arms
+from skerry.redesign.study_statistics import crossed, over_seeds
+
+BASE = Recipe(
+    steps=800,
+    batch=16,
+    learning_rate=3e-3,
+    warmup=100,
+    weight_decay=0.01,
+    optimiser_options={"betas": [0.9, 0.95]},
+)
+SIZES = {
+    "small": {"layers": 3, "width": 128, "heads": 4, "vocabulary": 1024, "context": 128},
+    "smoke": {
+        "layers": 1,
+        "width": 32,
+        "heads": 2,
+        "vocabulary": 300,
+        "context": 32,
+        "steps": 12,
+        "warmup": 4,
+        "batch": 4,
+    },
+}
+MEASURED = Measured(windows=64, calibration=16, points=8, schemes=("w8a8-tensor", "w4a4-tensor"))
+SOFTMAX = "softmax"
+LABELS: dict[str, dict[str, Any]] = {
+    SOFTMAX: {},
+    "scaled": {"attention": "scaled"},
+    "sink-logit": {"attention": "sink-logit"},
+    "context-bias": {"attention": "context-bias"},
+    "kv-bias": {"attention": "kv-bias"},
+    "muon": {"optimiser": "muon", "optimiser_options": {}},
+    "value-bias": {"attention": "value-bias"},
+    "sigmoid-length": {"attention": "sigmoid-length"},
+    "key-bias": {"attention": "key-bias"},
+    "clipped-softmax": {"attention": "clipped-softmax"},
+    "decay 0": {"weight_decay": 0.0},
+    "decay 0.5": {"weight_decay": 0.5},
+    "decay 2": {"weight_decay": 2.0},
+    "decay 5": {"weight_decay": 5.0},
+}
+"""The most telling first, so that a study stopped early says most."""
+PEAK, SINK = 30.0, 0.15
+
+
+class Facts:
+    """Numbers by label and seed, and what the rules make of them."""
+
+    def __init__(self, results: list[dict[str, Any]]) -> None:
+        good = [r for r in results if "loss" in r]
+        self.heads = {(r["label"], r["seed"]): headline(r["layers"]) for r in good}
+        self.losses = {(r["label"], r["seed"]): r["loss"] for r in good}
+        self.notes = [f"{r['label']} seed {r['seed']}: {r['note']}" for r in results if r.get("note")]
+
+    def seeds(self, *labels: str) -> list[int]:
+        """Those that all labels have."""
+        sets = [{s for label, s in self.heads if label == wanted} for wanted in labels]
+        return sorted(set.intersection(*sets))
+
+    def values(self, label: str, name: str) -> list[float]:
+        return [self.heads[label, s][name] for s in self.seeds(label)]
+
+    def ratio(self, label: str, name: str = "max_to_median", base: str = SOFTMAX) -> Any:
+        """Paired ratio, interval on the logarithm."""
+        pairs = [(self.heads[label, s][name], self.heads[base, s][name]) for s in self.seeds(label, base)]
+        return over_seeds([a / b for a, b in pairs], logarithmic=True)
+
+    def difference(self, label: str, name: str = "first_share", base: str = SOFTMAX) -> Any:
+        """Paired difference."""
+        return over_seeds(
+            [self.heads[label, s][name] - self.heads[base, s][name] for s in self.seeds(label, base)]
+        )
+
+    def loss(self, label: str, base: str = SOFTMAX) -> Any:
+        """Paired difference over windows and seeds."""
+        import numpy as np
+
+        pairs = [(self.losses[label, s], self.losses[base, s]) for s in self.seeds(label, base)]
+        return crossed(np.array([np.subtract(a, b) for a, b in pairs])) if pairs else over_seeds([])
+
+
+def judge(holds: bool, against: bool) -> str:
+    return "reproduced" if holds else "not reproduced" if against else "inconclusive"
+
+
+def keeps(r: Any) -> str:
+    return judge(r.value >= 0.5 and r.low > 0.25, r.high < 0.5)
+
+
+def loses(r: Any) -> str:
+    return judge(r.value <= 0.5 and r.high < 1, r.low > 0.5)
+
+
+def told(x: Any, digits: int = 2) -> str:
+    if not math.isfinite(x.value):
+        return "-"
+    if not math.isfinite(x.low):
+        return f"{x.value:.{digits}f}"
+    return f"{x.value:.{digits}f} [{x.low:.{digits}f}, {x.high:.{digits}f}]"
+
+
+def verdicts(facts: Facts) -> list[dict[str, Any]]:
+    """One row per statement, in the order of the docstring."""
+    rows: list[dict[str, Any]] = []
+
+    def add(fact: str, needs: list[str], decide: Any) -> None:
+        seeds = facts.seeds(*needs, SOFTMAX)
+        if len(seeds) < 2:
+            rows.append(
+                {
+                    "fact": fact,
+                    "verdict": "inconclusive",
+                    "figures": f"{len(seeds)} seeds; at least 2 are needed",
+                }
+            )
+            return
+        verdict, figures = decide()
+        rows.append(
+            {
+                "fact": fact,
+                "verdict": verdict if grown(facts) else "inconclusive",
+                "figures": figures,
+                "seeds": len(seeds),
+            }
+        )
+
+    def outliers(label: str, rule: Any) -> Any:
+        def decide() -> tuple[str, str]:
+            r = facts.ratio(label)
+            return rule(r), f"peak ratio {told(r)}, sink difference {told(facts.difference(label))}"
+
+        return decide
+
+    for letter, label, rule in (
+        ("b", "value-bias", keeps), ("c", "context-bias", keeps), ("d", "kv-bias", loses), ("e", "scaled", loses), ("f", "sigmoid-length", loses),
+    ):  # fmt: skip
+        word = "keeps" if rule is keeps else "loses"
+        add(f"({letter}) {label} {word} outliers (An et al.)", [label], outliers(label, rule))
+    for label in ("sink-logit", "key-bias"):
+
+        def sink(label: str = label) -> tuple[str, str]:
+            d = facts.difference(label)
+            own, base = (over_seeds(facts.values(x, "first_share")).value for x in (label, SOFTMAX))
+            return (
+                judge(d.high < 0 and own < base / 2, d.low > -base / 2),
+                f"sink {own:.3f} beside {base:.3f}, difference {told(d, 3)}, peak ratio {told(facts.ratio(label))}",
+            )
+
+        add(f"{label}: a sink without value is enough (Gu et al.)", [label], sink)
+    add(
+        "the sink rises and falls with weight decay 0, 0.5, 2, 5 (Gu et al.)",
+        ["decay 0", "decay 0.5", "decay 2", "decay 5"],
+        lambda: decay(facts),
+    )
+
+    def clipped() -> tuple[str, str]:
+        r, worse = facts.ratio("clipped-softmax"), facts.loss("clipped-softmax")
+        lost, costs = loses(r) == "reproduced", worse.low > 0
+        return judge(
+            costs or keeps(r) == "reproduced", lost and worse.high <= 0
+        ), f"peak ratio {told(r)}, loss difference {told(worse, 3)}"
+
+    add("clipped softmax is weak on causal models (Bondarenko et al.)", ["clipped-softmax"], clipped)
+
+    def muon() -> tuple[str, str]:
+        r = facts.ratio("muon")
+        own, base = (over_seeds(facts.values(x, "first_share")).value for x in ("muon", SOFTMAX))
+        stays = own >= base / 2
+        return judge(
+            loses(r) == "reproduced" and stays, loses(r) == "not reproduced" or not stays
+        ), f"peak ratio {told(r)}, sink {own:.3f} beside {base:.3f}"
+
+    add("Muon removes peaks and keeps sinks (Park et al.)", ["muon"], muon)
+    return rows
+
+
+def decay(facts: Facts) -> tuple[str, str]:
+    names = ["decay 0", "decay 0.5", "decay 2", "decay 5"]
+    means = {n: over_seeds(facts.values(n, "first_share")).value for n in names}
+    top = max(names[1:3], key=means.__getitem__)
+    up, down = facts.difference(top, base="decay 0"), facts.difference("decay 5", base=top)
+    figures = ", ".join(f"{n.removeprefix('decay ')}: {means[n]:.3f}" for n in names)
+    return judge(
+        up.low > 0 and down.high < 0, up.high < 0 or down.low > 0
+    ), f"{figures}; {top} - decay 0: {told(up, 3)}, decay 5 - {top}: {told(down, 3)}"
+
+
+def grown(facts: Facts) -> bool:
+    """Whether softmax has outliers at all."""
+    peaks, sinks = (over_seeds(facts.values(SOFTMAX, name)) for name in ("max_to_median", "first_share"))
+    return peaks.value >= PEAK and sinks.value >= SINK
+
+
+def arms_table(facts: Facts) -> list[list[str]]:
+    rows = []
+    for label in dict.fromkeys(label for label, _ in facts.heads):
+        peak = over_seeds(facts.values(label, "max_to_median"), logarithmic=True)
+        sink, drain = (over_seeds(facts.values(label, name)) for name in ("first_share", "value_drain"))
+        mean = over_seeds(
+            [sum(facts.losses[label, s]) / len(facts.losses[label, s]) for s in facts.seeds(label)]
+        )
+        rows.append(
+            [label, str(len(facts.seeds(label))), told(mean, 3), told(peak, 1), told(sink), told(drain)]
+        )
+    return rows
+
+
+def markdown(facts: Facts) -> str:
+    head = ["", "seeds", "loss", "peak", "sink", "value of the first token / others"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in arms_table(facts)]
+    lines += ["", "| statement | verdict | figures |", "|---|---|---|"]
+    lines += [f"| {r['fact']} | {r['verdict']} | {r['figures']} |" for r in verdicts(facts)]
+    if facts.heads and not grown(facts):
+        lines += [
+            "",
+            f"Softmax has no outliers at this size (peak below {PEAK:g} or sink below {SINK:g}): nothing can be told.",
+        ]
+    return "\n".join([*lines, *(["", *facts.notes] if facts.notes else [])])
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("out", type=Path)
+    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--size", choices=list(SIZES), default="small")
+    ask.add_argument("--processes", type=int, default=1)
+    ask.add_argument("--steps", type=int)
+    given = ask.parse_args()
+    from skerry.redesign.study_arm import ask as ask_arm
+    from skerry.redesign.study_arm import result_of
+    from skerry.redesign.study_engine import run_local
+    from skerry.redesign.study_text import prepare_text
+
+    base = BASE if given.steps is None else replace(BASE, steps=given.steps)
+    given.out.mkdir(parents=True, exist_ok=True)
+    rounds = []
+    for seed in range(given.seeds):
+        arms = make_arms(LABELS, base=base, sizes={given.size: SIZES[given.size]}, seeds=[seed])
+        rounds.append(Plan("published facts", given.size, SOFTMAX, arms, MEASURED))
+    text = prepare_text(rounds[0].arms[0].recipe, given.out)
+    # Seed by seed, so that a study stopped early has whole rows.
+    folders = [
+        ask_arm(given.out, plan, arm, text=text, device="cpu", threads=1)
+        for plan in rounds
+        for arm in plan.arms
+    ]
+
+    def write(last: Path | None = None) -> None:
+        facts = Facts([r for r in map(result_of, folders) if r is not None])
+        (given.out / "facts.md").write_text(markdown(facts) + "\n")
+        (given.out / "facts.json").write_text(
+            json.dumps({"arms": arms_table(facts), "verdicts": verdicts(facts)}, indent=1)
+        )
+        print(f"finished {last.name}" if last else markdown(facts), flush=True)
+
+    run_local(folders, processes=given.processes, threads=1, told=write)
+    write()
+
+
+if __name__ == "__main__":
+    main()
