@@ -112,7 +112,7 @@ def make_material(
     windows, what = None, "no text: the model has no tokenizer and no token ids were given"
     if text is not None and not isinstance(text, (str, Path, Corpus)):
         windows = _of_ids(text, subject, prefix, inputs=inputs, length=want, held_out=held_out, seed=seed)
-        what = "token ids given by the caller"
+        what = f"{len(windows)} windows of token ids given by the caller"
     elif tokenizer is not None:
         corpus = _end_of(text if isinstance(text, Corpus) else read(text), held_out)
         feed = batches(
