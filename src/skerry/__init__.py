@@ -31,6 +31,7 @@ __all__ = [
     "clip",
     "impact",
     "open_run",
+    "optimize",
     "replace",
     "resample",
     "retrofit",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from skerry.answers import Audit, Claims, Impact, Scan, Trace, Watch
     from skerry.api import audit, claims, impact, open_run, scan, tame, trace
     from skerry.api_retrofit import retrofit
+    from skerry.api_optimize import optimize
     from skerry.api_training import births, train
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero
@@ -69,6 +71,8 @@ def __getattr__(name: str) -> Any:
             if name in _TRAINING
             else "api_retrofit"
             if name == "retrofit"
+            else "api_optimize"
+            if name == "optimize"
             else "api"
         )
         return getattr(importlib.import_module(f"skerry.{room}"), name)

@@ -54,6 +54,10 @@ VERBS = {
         "skerry.cli.retrofit:retrofit",
         "Turn a trained softmax model into one without a sink token, after the fact.",
     ),
+    "optimize": (
+        "skerry.cli.optimize:optimize",
+        "Search an objective and an architecture for several goals at once; draw the Pareto front.",
+    ),
     "claims": ("skerry.cli.claims:claims", "Test what the literature says on this model."),
     "runs": ("skerry.cli.runs:runs", "List the runs in a folder."),
     "show": ("skerry.cli.runs:show", "Show a finished run again."),
