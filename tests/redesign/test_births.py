@@ -106,6 +106,7 @@ def test_a_planted_sink_is_seen_with_its_share_and_its_drained_value():
     row = row_of(Births(model, rows=6).measure(1, ids), "attn.probs", 0)
     assert before["first_share"] < 0.3 and before["value_drain"] > 0.5
     assert row["head"] == 0 and row["first_share"] > 0.9 and row["value_drain"] < 1e-5
+    assert before["least_drain"] is None and row["least_drain"] == row["value_drain"]
     assert (row["sink_position"], row["sink_rate"] > 0) == (0, True)
     assert row["logit_max"] > before["logit_max"]
 

@@ -22,7 +22,7 @@ def planted(onsets, steps=STEPS, layers=2):
     """Rows of a monitor in which each kind jumps at its step, in the last layer."""
     rows = []
     for step in steps:
-        for kind, (site, measure) in KINDS.items():
+        for kind, (site, measure, _) in KINDS.items():
             for layer in range(layers):
                 born = step >= onsets[kind] and layer == layers - 1
                 row = {"step": step, "kind": kind, "layer": layer, "site": site, "expert": None}
@@ -137,3 +137,24 @@ def test_a_channel_is_known_since_the_step_from_which_on_it_stays():
     assert (found[7]["since"], found[7]["first"], found[7]["share"]) == (30, 10, 0.6)
     assert found[7]["size"] == 42.0
     assert [r["channel"] for r in channel_rows(rows, "a")] == [3, 7]
+
+
+def test_a_series_that_begins_with_outliers_says_by_when_and_has_no_part_in_the_order():
+    """What stands at the first checkpoint was born before it; what has not half of its end there is born later."""
+    late = Curve(STEPS[25:], step_curve(300, low=22.0, high=48.0).levels[25:])
+    found = onset_of(late, standing=20.0)
+    assert (found.threshold, found.onset, found.before) == (24.0, 300, 290)
+    there = onset_of(Curve(STEPS[25:], step_curve(0, high=0.45).levels[25:]), standing=0.3)
+    assert (there.onset, there.before) == (250, None)
+    # The same levels from step 0 on are those of the model that the training began with.
+    assert onset_of(step_curve(0, high=0.45), standing=0.3).onset is None
+    # Outliers that were there and went are not born.
+    assert (
+        onset_of(Curve(STEPS[25:], step_curve(300, low=48.0, high=6.0).levels[25:]), standing=20.0).onset
+        is None
+    )
+    rows = onset_rows(planted({"activation": 300, "attention": 200, "weight": 610}, steps=STEPS[25:]), "a")
+    order = {(r["first"], r["second"]): r for r in order_rows(rows)}
+    assert {r["kind"]: r["before"] for r in rows}["attention"] is None
+    assert order["activation", "attention"]["num_series"] == 0
+    assert order["activation", "weight"]["difference"] == 310

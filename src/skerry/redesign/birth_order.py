@@ -3,7 +3,8 @@
     difference_s = onset_s(second) - onset_s(first)        one number per training s; positive: `first` came first
 
 The interval is a percentile bootstrap over trainings: they are the independent inputs, steps of one training are not. Onsets are known to
-the spacing of the measurements, so a difference of 0 says "between the same two". A verdict needs three trainings and an interval that
+the spacing of the measurements, so a difference of 0 says "between the same two". An onset at the first step measured may lie anywhere before and
+is left out. A verdict needs three trainings and an interval that
 leaves out 0; with three such an interval covers less than it says (about 3 in 4 for a Gaussian), so read `num_first`, too.
 """
 
@@ -55,7 +56,7 @@ def order_rows(onsets: Iterable[Mapping[str, Any]], *, seed: int = 0) -> list[di
     """
     born: dict[str, dict[str, int]] = {}
     for row in onsets:
-        if row["onset"] is not None:
+        if row["onset"] is not None and row["before"] is not None:
             born.setdefault(row["series"], {})[row["kind"]] = row["onset"]
     return [_pair(list(born.values()), first, second, seed) for first, second in combinations(KINDS, 2)]
 

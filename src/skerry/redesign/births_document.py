@@ -28,7 +28,7 @@ MEASURES = (
     ("attn.probs", "logit_max"),
     ("w.down", "weight_ratio"),
 )
-DRAIN = ("attn.probs", "value_drain")
+DRAIN, LEAST_DRAIN = ("attn.probs", "value_drain"), ("attn.probs", "least_drain")
 _CHANNEL_SITES = ("resid.out",)
 _MOST_CHANNELS = 12
 
@@ -46,11 +46,13 @@ def series_document(name: str, rows: Sequence[Row], tables: Mapping[str, list[Ro
         for key, found in tables.items()
     }
     curves = [_curve(site, measure, curve(rows, site, measure)) for site, measure in MEASURES]
-    curves.append(_curve(*DRAIN, drain(rows)))
+    curves += [_curve(*DRAIN, drain(rows)), _curve(*LEAST_DRAIN, least(rows, LEAST_DRAIN[1]))]
     return {
         "name": name,
         "steps": sorted({row["step"] for row in rows}),
-        "levels": {kind: _curve(*KINDS[kind], kind_curve(rows, kind)) for kind in KINDS},
+        "levels": {
+            kind: _curve(KINDS[kind].site, KINDS[kind].measure, kind_curve(rows, kind)) for kind in KINDS
+        },
         "onsets": mine["birth_onsets"],
         "channels": _channels(mine["birth_channels"]),
         "curves": [c for c in curves if c["steps"]],
@@ -67,6 +69,14 @@ def drain(rows: Sequence[Row]) -> Curve:
                 strongest[row["step"]] = row
     steps = tuple(sorted(strongest))
     return Curve(steps, tuple(float(strongest[s]["value_drain"]) for s in steps))
+
+
+def least(rows: Sequence[Row], measure: str) -> Curve:
+    """The smallest value of a column over layers, step by step."""
+    found = curve(
+        [{**r, measure: -r[measure]} for r in rows if r.get(measure) is not None], LEAST_DRAIN[0], measure
+    )
+    return found._replace(levels=tuple(-x for x in found.levels))
 
 
 def _curve(site: str, measure: str, found: Curve) -> dict[str, Any]:

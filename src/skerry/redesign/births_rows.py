@@ -17,13 +17,12 @@ import numpy as np
 
 from skerry.anatomy import Site
 from skerry.measure import ActivationStats, AttentionStats, WeightResult
+from skerry.measure.attention import SINK_QUERIES, SINK_SHARE
 from skerry.redesign.births_reading import BirthsReading
 
 Row = dict[str, Any]
 TOP = 8
 """How many of the strongest channels a row names."""
-MIN_QUERIES = 8
-"""Keys that fewer queries can see are no sinks, as in a scan."""
 _ACTIVATION = ("abs_max", "median", "kurtosis", "kurtosis_channels", "kurtosis_oft", "kurtosis_osp")
 
 
@@ -66,7 +65,7 @@ def _attention(layer: int, stats: AttentionStats, top: int) -> Row:
     )
     first = alpha[:, 0]
     head = int(np.nanargmax(first)) if np.isfinite(first).any() else 0
-    seen = np.where(exposure >= MIN_QUERIES * inputs, np.nan_to_num(alpha), -1.0)
+    seen = np.where(exposure >= SINK_QUERIES * inputs, np.nan_to_num(alpha), -1.0)
     sink_head, key = np.unravel_index(int(seen.argmax()), seen.shape)
     largest = _largest(np.nan_to_num(first), top)
     rest = norm[head, 1:]
@@ -82,12 +81,21 @@ def _attention(layer: int, stats: AttentionStats, top: int) -> Row:
         "sink_share": _number(seen[sink_head, key]) if seen[sink_head, key] >= 0 else None,
         "sink_logit_mass": _number(heads["sink_logit_mass"].max()),
         "value_drain": _ratio(norm[head, 0], rest.mean()) if rest.size else None,
+        "least_drain": _least_drain(first, norm),
         "logit_max": _number(np.abs(logits).max()),
         "logit_std": _number(heads["logit_std"].mean()),
         "top_index": largest.tolist(),
         "top_size": [_number(first[h]) for h in largest],
         "num_nonfinite": int(heads["num_nonfinite"].sum()),
     }
+
+
+def _least_drain(first: np.ndarray, norm: np.ndarray) -> float | None:
+    """The smallest ratio of norms among heads that have a sink at the first token: some sinks are read, and those are not drained."""
+    if norm.shape[1] < 2:
+        return None
+    drains = [_ratio(n[0], n[1:].mean()) for share, n in zip(first, norm, strict=True) if share > SINK_SHARE]
+    return min((d for d in drains if d is not None), default=None)
 
 
 def _weight(site: Site, result: WeightResult, top: int) -> Row:

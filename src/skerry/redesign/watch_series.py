@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from skerry.anatomy.load import Loaded
     from skerry.corpus import Feed
 
-VERSION = 1
+VERSION = 2
 SAMPLES = Choice(32, "enough for medians and sink rates; every checkpoint is read")
 
 

@@ -25,6 +25,7 @@ MEASURE_WORDS = {
     ("attn.probs", "sink_rate"): "sink rate, layer with most sinks (Gu et al.)",
     ("attn.probs", "logit_max"): "largest |logit|",
     ("attn.probs", "value_drain"): "|v| of the first token / others, that head",
+    ("attn.probs", "least_drain"): "the same, most drained head with a sink",
     ("w.down", "weight_ratio"): "max / mean of a row or column (An et al.)",
 }
 
@@ -35,24 +36,30 @@ def value(kind: str, x: float | int | None) -> str:
 
 
 def born(onset: Mapping[str, Any]) -> str:
-    """When: `step 300 (after 200)`, or that it was not."""
+    """When: `step 300 (after 200)`, `by step 250` where it was there at the first checkpoint, or that it was not."""
     if onset["onset"] is None:
         return "not born"
-    before = "" if onset["before"] is None else f" (after {onset['before']:,})"
-    return f"step {onset['onset']:,}{before}"
+    if onset["before"] is None:
+        return f"by step {onset['onset']:,}"
+    return f"step {onset['onset']:,} (after {onset['before']:,})"
 
 
 def course_words(series: Mapping[str, Any]) -> str:
     """Who came first in one training."""
-    found = sorted((o for o in series["onsets"] if o["onset"] is not None), key=lambda o: o["onset"])
+    found = sorted((o for o in series["onsets"] if o["before"] is not None), key=lambda o: o["onset"])
+    early = [o for o in series["onsets"] if o["onset"] is not None and o["before"] is None]
     never = [o["kind"] for o in series["onsets"] if o["onset"] is None]
     parts = []
+    if early:
+        kinds = f.listing(o["kind"] for o in early).capitalize()
+        parts.append(f"{kinds} outliers were there at the first checkpoint, step {early[0]['onset']:,}.")
     if found:
         groups: dict[int, list[str]] = {}
         for o in found:
             groups.setdefault(o["onset"], []).append(o["kind"])
         told = [f"{f.listing(kinds)} outliers at step {step:,}" for step, kinds in groups.items()]
-        parts.append(f"{'First ' if len(told) > 1 else ''}{', then '.join(told)}.")
+        words = ", then ".join(told)
+        parts.append(f"First {words}." if len(told) > 1 and not early else f"{words[0].upper()}{words[1:]}.")
     if never:
         parts.append(
             f"{f.listing(never).capitalize()} outliers were not born: their level did not grow by half."

@@ -57,6 +57,9 @@ TRAINING_TABLES: dict[str, dict[str, Column]] = {
         "value_drain": Column(
             _F, "attention: norm of the first token's value / mean norm of the others', in `head`"
         ),
+        "least_drain": Column(
+            _F, "attention: smallest such ratio of the heads with first_share > 0.3; null without one"
+        ),
         "logit_max": Column(_F, "attention: largest |logit| of all heads"),
         "logit_std": Column(_F, "attention: standard deviation of visible logits, mean over heads"),
         "row_ratio": Column(_F, "weight: largest max|w| / mean|w| of a row"),
@@ -82,9 +85,15 @@ TRAINING_TABLES: dict[str, dict[str, Column]] = {
         "final": Column(_F, "level at the end: median of the last tenth of the steps measured"),
         "peak": Column(_F, "largest level"),
         "peak_step": Column(_L, "step of it"),
-        "threshold": Column(_F, "start + (final - start) / 2"),
+        "threshold": Column(
+            _F,
+            "half of the rise: start + (final - start) / 2; final / 2 where the series begins with outliers",
+        ),
         "onset": Column(_L, "first step at which the threshold is passed and held; null when none was born"),
-        "before": Column(_L, "last step measured before it: the onset lies between; null at the first step"),
+        "before": Column(
+            _L,
+            "last step measured before it: the onset lies between; null at the first step: it may lie earlier",
+        ),
     },
     "birth_order": {
         "first": Column(_S, "one kind"),
