@@ -55,7 +55,9 @@ def _check_numbers(recipe: Recipe) -> None:
     _within("clip", recipe.clip, 0, math.inf)
 
 
-def _within(name: str, value: float, low: float, high: float, *, open_ends: bool = False) -> None:
+def _within(
+    name: str, value: int | float, low: int | float, high: int | float, *, open_ends: bool = False
+) -> None:
     inside = low < value < high if open_ends else low <= value <= high
     if not (inside and math.isfinite(value)):
         bounds = f"{'above' if open_ends else 'at least'} {low:g}"
