@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from skerry.anatomy.attention_functions import through_functions
 from skerry.anatomy.attention_view import HIDDEN, AttentionView, naive_logits, naive_probs
+from skerry.anatomy.unseen import is_unseen
 
 IMPLEMENTATION = "skerry"
 Listed = TypeVar("Listed")
@@ -196,7 +197,7 @@ def through_interface(
 ) -> Float[Tensor, "sample head query channel"]:
     """Compute attention by `own`, and show it to whoever watches `module`; costs a dictionary look-up when nobody does."""
     mask = own.mask_of(query, key, mask)
-    if id(module) not in _observers and id(module) not in _edits:
+    if is_unseen() or (id(module) not in _observers and id(module) not in _edits):
         return own.attention(query, key, value, mask=mask)
     out, _ = _interface_attention(
         module,

@@ -25,13 +25,14 @@ from skerry.anatomy.model import Anatomy, BoundMatrix, BoundTap, read_matrix
 from skerry.anatomy.routers import change_router, is_router
 from skerry.anatomy.sites import Site
 from skerry.anatomy.splits import Dims, Split
+from skerry.anatomy.unseen import is_unseen
 from skerry.anatomy.watch import first_tensor
 from skerry.errors import UnknownOption, UnknownSite
 
 # Values [row channel] and the flat token of each row (None: row r is token r) to new values of the same shape.
 Edit = Callable[[Tensor, Tensor | None], Tensor]
 # The first reader's tap stands for a place that several matrices read.
-_READERS = {"attn.in": ("w.q", "w.k", "w.v"), "mlp.in": ("w.gate", "w.up")}
+_READERS = {"attn.in": ("w.q", "w.k", "w.v", "w.attn.gate"), "mlp.in": ("w.gate", "w.up")}
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def _change_tap(anatomy: Anatomy, site: Site, edit: Edit, first: bool) -> Iterat
             stack.enter_context(change_router(bound.module, changed))
         else:
             handle = bound.module.register_forward_hook(
-                lambda _m, _a, out: _with_first(out, changed(first_tensor(out)))
+                lambda _m, _a, out: None if is_unseen() else _with_first(out, changed(first_tensor(out)))
             )
             stack.callback(handle.remove)
         yield
@@ -96,6 +97,8 @@ def _change_input(
 
     def before(reader: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         x = first_tensor(args, kwargs)
+        if is_unseen():
+            return None
         new = once(reader, x)
         if in_place and x is not None:
             x.copy_(new)

@@ -26,6 +26,7 @@ READS = {
     "w.q": "attn.in",
     "w.k": "attn.in",
     "w.v": "attn.in",
+    "w.attn.gate": "attn.in",
     "w.o": "attn.mix",
     "w.gate": "mlp.in",
     "w.up": "mlp.in",

@@ -85,6 +85,8 @@ class Family:
         shared_expert: Path of an expert that every token passes; it counts behind the routed experts.
         biases: How its checkpoint gets biases on v and o; None where it always has them or cannot have them.
         shortcuts: Post-norm blocks: of the sublayers `attn` and `mlp` the module that adds the shortcut, and the position of that argument.
+        cannot: Seam (`norm.attn`, `v-o`, ..) to the changes that it cannot carry, `scale` or `shift`, with the reason; beside what its
+            places say themselves.
         dims: Corrects the widths for a config, where they cannot be read under the usual names.
         adapt: Changes the declaration for a config (post-norm variants, fused variants).
     """
@@ -101,6 +103,7 @@ class Family:
     shared_expert: str | None = None
     biases: BiasFormat | None = None
     shortcuts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    cannot: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dims: Callable[[Dims, Any], Dims] | None = field(default=None, compare=False)
     adapt: Callable[[Family, Any], Family] | None = field(default=None, compare=False)
 

@@ -52,6 +52,7 @@ class Anatomy:
         biases: How its checkpoint gets biases on v and o, see `Family`.
         shortcuts: Layer and sublayer (`attn`, `mlp`) of post-norm blocks to the module that adds the shortcut and the position of that
             argument.
+        cannot: What its seams cannot carry, see `Family`.
     """
 
     model: nn.Module
@@ -68,6 +69,7 @@ class Anatomy:
     confidence: str = "declared"
     biases: BiasFormat | None = None
     shortcuts: dict[tuple[int, str], tuple[nn.Module, int]] = field(default_factory=dict)
+    cannot: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def config(self) -> Any:
@@ -144,7 +146,7 @@ def bind(model: nn.Module, family: Family, dims: Dims, blocks: Sequence[nn.Modul
     if family.dims is not None:
         dims = family.dims(dims, text_config(model.config))
     anatomy = Anatomy(model, trunk, family.name, dims, taps={}, matrices={}, attention={}, experts={})
-    anatomy.biases = family.biases
+    anatomy.biases, anatomy.cannot = family.biases, family.cannot
     for layer, block in enumerate(blocks):
         _bind_block(anatomy, family, layer, block)
     for part, candidates in family.outer.items():

@@ -48,7 +48,17 @@ class Finder:
         seams: list[Seam] = []
         for layer in range(self.anatomy.dims.num_layers):
             seams += [*self._norms(layer), *self._value(layer), *self._ups(layer), *self._post(layer)]
-        return Seams(seams, self.missing)
+        return Seams([s for seam in seams for s in self._less(seam)], self.missing)
+
+    def _less(self, seam: Seam) -> Iterable[Seam]:
+        """The seam without what its family says it cannot carry; none when nothing is left."""
+        kind = seam.name.partition(".")[2].partition("[")[0]
+        for change, reason in self.anatomy.cannot.get(kind, {}).items():
+            seam = seam.without(change, reason)
+            if not seam.carries:
+                self._lacks(kind, reason)
+                return
+        yield seam
 
     def _tensor(self, layer: int | None, part: str) -> Site:
         site = Site(layer, part)

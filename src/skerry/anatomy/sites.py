@@ -67,6 +67,7 @@ WEIGHT_PARTS: dict[str, Part] = {
     "w.k": Part("row column", "key projection, [kv_head*channel, channel]"),
     "w.v": Part("row column", "value projection, [kv_head*channel, channel]"),
     "w.o": Part("row column", "output projection, [channel, head*channel]"),
+    "w.attn.gate": Part("row column", "gate on what the heads give, [head or head*channel, channel]; rare"),
     "w.router": Part("row column", "router, [expert, channel]"),
     "w.router.shared": Part("row column", "gate of the expert that every token passes, [1, channel]"),
     "w.gate": Part("row column", "gate projection, [neuron, channel]"),

@@ -24,6 +24,7 @@ from skerry.anatomy.experts import observe_experts
 from skerry.anatomy.family import Tap
 from skerry.anatomy.model import Anatomy, run, text_config
 from skerry.anatomy.sites import Site
+from skerry.anatomy.unseen import is_unseen
 
 OnActivation = Callable[[Site, Tensor, Tensor | None], None]
 
@@ -110,7 +111,7 @@ def _hook(
 
 
 def _deliver(anatomy: Anatomy, sites: list[tuple[Site, Tap]], show: OnActivation, x: Tensor | None) -> None:
-    if x is None:
+    if x is None or is_unseen():
         return
     for site, tap in sites:
         piece = x if tap.split is None else tap.split(x, anatomy.dims)

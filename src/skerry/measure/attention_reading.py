@@ -114,7 +114,7 @@ def _sink(sink: Tensor | None, b: int, rows: Tensor, device: torch.device) -> Te
     if sink is None:
         return None
     chosen = sink[:, None].expand(-1, len(rows)) if sink.dim() == 1 else sink[b][:, rows.to(sink.device)]
-    return chosen.to(device).double()
+    return chosen.detach().to(device).double()
 
 
 def _logits(view: AttentionView, b: int, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,14 @@ class DecoderConfig(PreTrainedConfig):
         pad_token_id: int | None = None,
         **others: Any,
     ) -> None:
-        """The feed-forward is 2 2/3 as wide as the stream, rounded up to 16, when `intermediate_size` is None."""
+        """The feed-forward is 2 2/3 as wide as the stream, rounded up to 16, when `intermediate_size` is None; 4 times without a gate."""
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size or -(-hidden_size * 8 // 48) * 16
+        # As many parameters with a gate as without one.
+        gated = feed_forward in ("swiglu", "smooth-swiglu")
+        self.intermediate_size = intermediate_size or (
+            -(-hidden_size * 8 // 48) * 16 if gated else 4 * hidden_size
+        )
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads or num_attention_heads
@@ -76,4 +80,26 @@ class DecoderConfig(PreTrainedConfig):
     def equals_llama(self) -> bool:
         """Whether the decoder is LLaMA's, parameter for parameter."""
         choices = (self.attention, self.norm, self.position, self.feed_forward)
-        return choices == ("softmax", "rmsnorm", "rope", "swiglu") and not self.attention_options
+        options = self.attention_options or self.norm_options
+        return choices == ("softmax", "rmsnorm", "rope", "swiglu") and not options
+
+    @property
+    def hidden_act(self) -> str:
+        """The activation function of the feed-forward, as transformers calls it."""
+        return {"gelu": "gelu", "relu2": "relu2"}.get(self.feed_forward, "silu")
+
+    def check(self) -> None:
+        """Refuse unknown choices and options, before anything is built.
+
+        Raises:
+            UnknownOption: With the near matches.
+        """
+        from skerry.redesign.feed_forwards import check_feed_forward
+        from skerry.redesign.norms import check_norm
+        from skerry.redesign.positions import check_position
+        from skerry.redesign.variants import check_variant
+
+        check_variant(self.attention, self.attention_options)
+        check_norm(self.norm, self.norm_options)
+        check_position(self.position)
+        check_feed_forward(self.feed_forward)

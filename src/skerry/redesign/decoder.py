@@ -12,18 +12,26 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LlamaConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from skerry.anatomy.attention import through_interface
-from skerry.errors import UnknownOption
-from skerry.redesign.config import DecoderConfig
+from skerry.anatomy.unseen import unseen
+from skerry.redesign.config import MODEL_TYPE, DecoderConfig
 from skerry.redesign.feed_forwards import make_feed_forward
-from skerry.redesign.norms import make_norm
-from skerry.redesign.positions import Rotary, Rotation, check_position, rotate
+from skerry.redesign.norms import has_norm_behind, make_norm
+from skerry.redesign.positions import Learned, Rotary, Rotation, rotate
 from skerry.redesign.variant import Heads, Variant
 from skerry.redesign.variants import variant
+from skerry.redesign.variants.registers import Behind, Front, Registers
 
 
 class Attention(nn.Module):
@@ -39,12 +47,18 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.width, bias=False)
         self.o_proj = nn.Linear(heads * self.width, config.hidden_size, bias=False)
-        self.variant = _make_variant(config, layer)
+        self.variant = variant(config.attention)(config, layer, **config.attention_options)
 
     def forward(
-        self, x: Tensor, *, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None
+        self,
+        x: Tensor,
+        *,
+        rotation: Rotation | None,
+        mask: Tensor | None,
+        cache: Cache | None,
+        front: Front | None = None,
     ) -> Tensor:
-        """[sample position channel] to the same."""
+        """[sample position channel] to the same; `front` are the registers that every token sees."""
         shape = (*x.shape[:-1], -1, self.width)
         heads = Heads(*(p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)))
         query, key, value = self.variant.before(heads, x)
@@ -52,37 +66,35 @@ class Attention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        y = through_interface(self, self.variant, query, key, value, mask)
+        own = self.variant if front is None else Behind(front)
+        y = through_interface(self, own, query, key, value, mask)
         y = self.variant.after(y.transpose(1, 2), x)
         return cast(Tensor, self.o_proj(y.flatten(2)))
 
 
-def _make_variant(config: DecoderConfig, layer: int) -> Variant:
-    try:
-        return variant(config.attention)(config, layer, **config.attention_options)
-    except TypeError as error:
-        raise UnknownOption(
-            f"attention {config.attention!r} does not take the options {config.attention_options}: {error}"
-        ) from error
-
-
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and added to the stream."""
+    """One layer: attention and feed-forward, each behind a norm and added to the stream; a sandwich has norms behind them too."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = make_norm(config.norm, width, eps, **config.norm_options)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = make_norm(config.norm, width, eps, **config.norm_options)
-        self.mlp = make_feed_forward(config.feed_forward, width, config.intermediate_size)
 
-    def forward(
-        self, x: Tensor, *, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
-        """[sample position channel] to the same."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation=rotation, mask=mask, cache=cache)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        def norm() -> nn.Module:
+            return make_norm(config.norm, config.hidden_size, config.rms_norm_eps, **config.norm_options)
+
+        behind = has_norm_behind(config.norm)
+        self.input_layernorm = norm()
+        self.self_attn = Attention(config, layer)
+        self.post_self_attn_layernorm = norm() if behind else None
+        self.post_attention_layernorm = norm()
+        self.mlp = make_feed_forward(config.feed_forward, config.hidden_size, config.intermediate_size)
+        self.post_mlp_layernorm = norm() if behind else None
+
+    def forward(self, x: Tensor, **how: Any) -> Tensor:
+        """[sample position channel] to the same; the keywords are attention's."""
+        y = self.self_attn(self.input_layernorm(x), **how)
+        x = x + (y if self.post_self_attn_layernorm is None else self.post_self_attn_layernorm(y))
+        y = self.mlp(self.post_attention_layernorm(x))
+        return cast(Tensor, x + (y if self.post_mlp_layernorm is None else self.post_mlp_layernorm(y)))
 
 
 class DecoderPreTrained(PreTrainedModel):
@@ -109,6 +121,8 @@ class DecoderPreTrained(PreTrainedModel):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, Variant):
             module.reset(std)
+        elif isinstance(module, Decoder) and module.registers is not None:
+            nn.init.normal_(module.registers, std=std)
 
 
 class Decoder(DecoderPreTrained):
@@ -116,11 +130,16 @@ class Decoder(DecoderPreTrained):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        check_position(config.position)
+        config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config.norm, config.hidden_size, config.rms_norm_eps, **config.norm_options)
         self.rotary = Rotary(config.head_dim, config.rope_theta) if config.position == "rope" else None
+        length, width = config.max_position_embeddings, config.hidden_size
+        self.embed_positions = Learned(length, width) if config.position == "learned" else None
+        first = cast(Block, self.layers[0]).self_attn.variant
+        count = first.num_registers if isinstance(first, Registers) else 0
+        self.registers = nn.Parameter(torch.empty(1, count, width)) if count else None
         self.post_init()
 
     def forward(
@@ -140,11 +159,15 @@ class Decoder(DecoderPreTrained):
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         before = 0 if cache is None else cache.get_seq_length()
         length = before + x.shape[1]
-        rotation = None if self.rotary is None else self.rotary(before, length, x)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(before, length, attention_mask)
+        fronts = self._fronts()
+        ahead = 0 if self.registers is None else self.registers.shape[1]
+        rotation = None if self.rotary is None else self.rotary(ahead + before, ahead + length, x)
         mask = _mask(attention_mask, x.shape[1], length)
         hidden = [x] if output_hidden_states else None
-        for layer in self.layers:
-            x = layer(x, rotation=rotation, mask=mask, cache=cache)
+        for layer, front in zip(self.layers, fronts, strict=True):
+            x = layer(x, rotation=rotation, mask=mask, cache=cache, front=front)
             if hidden is not None:
                 hidden.append(x)
         x = self.norm(x)
@@ -155,6 +178,20 @@ class Decoder(DecoderPreTrained):
             past_key_values=cache if use_cache else None,
             hidden_states=None if hidden is None else tuple(hidden),
         )
+
+    def _fronts(self) -> list[Front | None]:
+        """The registers' keys and values in every layer: their own run through the blocks, of which observers see nothing."""
+        if self.registers is None:
+            return [None] * len(self.layers)
+        x, cache = cast(Tensor, self.registers), DynamicCache()
+        fronts: list[Front | None] = []
+        rotation = None if self.rotary is None else self.rotary(0, x.shape[1], x)
+        with unseen():
+            for layer, block in enumerate(self.layers):
+                x = block(x, rotation=rotation, mask=None, cache=cache)
+                kept: Any = cache.layers[layer]
+                fronts.append(Front(kept.keys, kept.values))
+        return fronts
 
 
 def _mask(attention_mask: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
@@ -249,3 +286,9 @@ def _llama_config(config: DecoderConfig) -> LlamaConfig:
     same = {name: getattr(config, name) for name in names.split()}
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     return LlamaConfig(**same, rope_parameters=rope)
+
+
+# So that checkpoints are loaded by transformers' Auto classes; names of LLaMA are left to LLaMA.
+AutoConfig.register(MODEL_TYPE, DecoderConfig, exist_ok=True)
+AutoModel.register(DecoderConfig, Decoder, exist_ok=True)
+AutoModelForCausalLM.register(DecoderConfig, DecoderForCausalLM, exist_ok=True)

@@ -1,4 +1,5 @@
-"""How attention learns where tokens are: `rope` rotates queries and keys, `none` tells nothing beyond the causal mask.
+"""How attention learns where tokens are: `rope` rotates queries and keys, `learned` adds a vector per position, `none` tells nothing
+beyond the causal mask.
 
     rope: (q_a, q_b) -> (q_a cos - q_b sin, q_b cos + q_a sin) for the channel pairs (i, i + d/2), angle = position theta^(-2i/d)
 
@@ -12,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skerry.errors import UnknownOption, near_matches
+from skerry.errors import BadTokens
+from skerry.redesign.choosing import check_choice
 
-_POSITIONS = ("rope", "none")
+_POSITIONS = ("rope", "learned", "none")
 
 
 class Rotation(NamedTuple):
@@ -64,10 +66,33 @@ def check_position(name: str) -> None:
     """Refuse an unknown name.
 
     Raises:
-        UnknownOption: There is no choice of that name.
+        UnknownOption: With the near matches.
     """
-    if name not in _POSITIONS:
-        near = near_matches(name, list(_POSITIONS))
-        raise UnknownOption(
-            f"there is no position {name!r}{f'; did you mean {near}?' if near else ''} known: {', '.join(_POSITIONS)}"
-        )
+    check_choice("position", name, _POSITIONS)
+
+
+class Learned(nn.Embedding):
+    """A vector per position, added to the embedding of the token (GPT-2); padding in front of a sequence is not counted."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__(length, width)
+
+    def forward(self, first: int, last: int, keep: Tensor | None) -> Tensor:  # type: ignore[override]
+        """For positions first to last - 1, [1 or sample, position, channel].
+
+        Args:
+            first: Of the positions.
+            last: Behind the positions.
+            keep: [sample position] from 0 to last - 1, 0 at padding; None without.
+
+        Raises:
+            BadTokens: There are more positions than vectors.
+        """
+        if last > self.num_embeddings:
+            raise BadTokens(
+                f"a sequence of {last} tokens; learned positions end at {self.num_embeddings} (max_position_embeddings)"
+            )
+        at = torch.arange(first, last, device=self.weight.device)[None]
+        if keep is not None and keep.dim() == 2:
+            at = (keep[:, :last].long().cumsum(-1) - 1).clamp(min=0)[:, first:]
+        return super().forward(at)

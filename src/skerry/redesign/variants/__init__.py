@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
-from skerry.errors import UnknownOption, near_matches
+from skerry.redesign.choosing import check_choice
 from skerry.redesign.variant import Variant
 
 
@@ -20,16 +22,20 @@ def variants() -> dict[str, type[Variant]]:
     return found
 
 
+def check_variant(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown variant or option.
+
+    Raises:
+        UnknownOption: With the near matches.
+    """
+    check_choice("attention variant", name, variants(), options, fixed=("config", "layer"))
+
+
 def variant(name: str) -> type[Variant]:
     """The variant of that name.
 
     Raises:
         UnknownOption: There is none.
     """
-    known = variants()
-    if name not in known:
-        near = near_matches(name, list(known))
-        raise UnknownOption(
-            f"there is no attention variant {name!r}{f'; did you mean {near}?' if near else ''} known: {', '.join(known)}"
-        )
-    return known[name]
+    check_variant(name, {})
+    return variants()[name]
