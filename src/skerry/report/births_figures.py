@@ -223,7 +223,8 @@ def _steps(document: Mapping[str, Any]) -> dict[str, Any]:
     steps = sorted({step for s in document["series"] for step in s["steps"]})
     positive = [s for s in steps if s > 0]
     scale: dict[str, Any] = {"type": "linear"}
-    axis: dict[str, Any] = {"format": "~s", "grid": False, "tickCount": 6}
+    form = ",d" if steps and steps[-1] < 100_000 else "~s"
+    axis: dict[str, Any] = {"format": form, "grid": False, "tickCount": 6}
     if positive and positive[-1] > 100 * positive[0] and positive[len(positive) // 2] < positive[-1] / 8:
         scale = {"type": "symlog", "constant": positive[0]}
         powers = [10**k for k in range(12) if positive[0] <= 10**k <= positive[-1]]
@@ -237,7 +238,7 @@ def _level(values: Sequence[Mapping[str, Any]], *, form: str = ",.3~r") -> dict[
     low, high = min(levels, default=0.0), max(levels, default=0.0)
     scale: dict[str, Any] = {"type": "linear", "zero": True}
     axis: dict[str, Any] = {"format": form, "tickCount": 5}
-    if low > 0 and high > 8 * low:
+    if low > 0 and high > 8 * low and high > 1:  # shares stay linear
         round_numbers = [m * 10.0**k for k in range(-9, 12) for m in (1, 2, 5)]
         shown = [x for x in round_numbers if low <= x <= high]
         scale = {"type": "log", "nice": False}

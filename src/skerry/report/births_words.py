@@ -59,6 +59,8 @@ def course_words(series: Mapping[str, Any]) -> str:
             groups.setdefault(o["onset"], []).append(o["kind"])
         told = [f"{f.listing(kinds)} outliers at step {step:,}" for step, kinds in groups.items()]
         words = ", then ".join(told)
+        if len(told) == 1:
+            words = words.replace(" outliers at", " outliers were born at")
         parts.append(f"First {words}." if len(told) > 1 and not early else f"{words[0].upper()}{words[1:]}.")
     if never:
         parts.append(
