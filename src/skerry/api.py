@@ -394,8 +394,6 @@ def open_run(path: str | Path) -> Scan | Tame | Watch:
         BrokenRun: The run is damaged, or not finished.
     """
     run = Run.open(path)
-    if run.has("tame.json"):
-        return Tame(run)
-    if run.has("births.json"):
-        return Watch(run)
+    if run.has("tame.json") or run.has("births.json"):
+        return Tame(run) if run.has("tame.json") else Watch(run)
     return Audit(run) if run.has("report.html") else Scan(run)
