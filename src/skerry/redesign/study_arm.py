@@ -128,7 +128,8 @@ def _train_and_measure(folder: Path, asked: dict[str, Any], progress: Progress |
     def look(step: int, loss: float, model: nn.Module) -> None:
         if step not in points:
             return
-        row = {"step": step, "loss": window_losses(model, windows), "training_loss": loss}
+        losses = window_losses(model, windows)
+        row = {"step": step, "loss": float(np.mean(losses)), "training_loss": loss}
         seen = Births(model, rows=CURVE_ROWS).measure(step, windows)
         row |= headline(seen)
         with (folder / CURVE).open("a") as file:

@@ -161,10 +161,8 @@ def _per_seed(label: str, mine: Mapping[int, Result], base: Mapping[int, Result]
             continue
         is_ratio = quantity.kind == "ratio"
         value = over_seeds([known[s] for s in sorted(known)], logarithmic=is_ratio)
-        pairs = [(known[s], theirs[s]) for s in sorted(known) if theirs[s] is not None]
-        versus = over_seeds(
-            [a / b if is_ratio else a - b for a, b in pairs if b or not is_ratio], logarithmic=is_ratio
-        )  # type: ignore[operator]
+        pairs = [(known[s], b) for s in sorted(known) if (b := theirs[s]) is not None and (b or not is_ratio)]
+        versus = over_seeds([a / b if is_ratio else a - b for a, b in pairs], logarithmic=is_ratio)
         if note:  # seeds that never got there are left out of a mean, so an interval would be too good
             value, versus = (Interval(x.value, math.nan, math.nan) for x in (value, versus))
         rows.append(

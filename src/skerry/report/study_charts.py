@@ -86,12 +86,12 @@ def curve_spec(document: Mapping[str, Any], size: str) -> Spec | None:
     if not values:
         return None
     base = [v for v in values if v["label"] == f.tidy(document["baseline"])]
-    # The first tenth falls so far that nothing after it could be told apart.
+    # The first steps fall so far that nothing after them could be told apart.
     last = max(v["step"] for v in values)
     shown = [v for v in values if v["step"] >= 0.15 * last] or values
     low, high = min(v["low"] for v in shown), max(v["high"] for v in shown)
     room = (high - low) * 0.05 or 0.1
-    y = _value("low", "held-out loss, nats per token", domain=(low - room, high + room))
+    y: Spec = {"title": "held-out loss, nats per token", **_linear((low - room, high + room))}
     layers = [*_lines(document, shown, y), *_band(document, shown)]
     if base:
         level = max(base, key=lambda v: v["step"])["value"]
@@ -114,20 +114,15 @@ def curve_spec(document: Mapping[str, Any], size: str) -> Spec | None:
 
 def outliers_spec(document: Mapping[str, Any], size: str) -> Spec | None:
     """How outliers grow over the steps: stream and sink, side by side."""
-    panels = []
-    for name, title, logarithmic in _OUTLIERS:
+    panels: list[Spec] = []
+    for name, words, logarithmic in _OUTLIERS:
         values = _over_steps(document, size, name)
         if values:
-            y = _value(
-                "low",
-                None,
-                logarithmic=logarithmic,
-                form=",.3~r" if logarithmic else ".0%",
-                zero=not logarithmic,
-            )
+            ends = [v[k] for v in values for k in ("low", "high")]
+            y: Spec = _log_axis(ends) if logarithmic else _linear((0.0, 1.08 * max(ends)), form=".0%")
             panels.append(
                 {
-                    "title": {"text": title, "fontSize": 11},
+                    "title": {"text": words, "fontSize": 11},
                     "width": 300,
                     "height": 220,
                     "layer": [*_lines(document, values, y), *_band(document, values)],
@@ -137,7 +132,7 @@ def outliers_spec(document: Mapping[str, Any], size: str) -> Spec | None:
         "text": "Outliers while they grow",
         "subtitle": "on 8 held-out windows; mean over seeds, with their span",
     }
-    return {"title": title, "hconcat": panels, "spacing": 48} if panels else None
+    return {"title": title, "hconcat": panels, "spacing": 48, "bounds": "flush"} if panels else None
 
 
 def trade_spec(document: Mapping[str, Any], size: str) -> Spec | None:
@@ -154,7 +149,7 @@ def trade_spec(document: Mapping[str, Any], size: str) -> Spec | None:
         "field": "peak",
         "type": "quantitative",
         "title": "largest / median of the stream, worst block",
-        "scale": {"type": "log", "nice": True, "padding": 24},
+        **_log_axis([v["peak"] for v in values]),
     }
     y = {
         "field": "loss",
@@ -183,7 +178,7 @@ def trade_spec(document: Mapping[str, Any], size: str) -> Spec | None:
 
 def compressed_spec(document: Mapping[str, Any], size: str) -> Spec | None:
     """Rise of the loss under every scheme and pruning, a panel for each with an axis of its own."""
-    panels = []
+    panels: list[Spec] = []
     for name in compressed_names(document, size):
         values = [
             {"label": f.tidy(label), "value": row["value"], "low": row["ci_low"], "high": row["ci_high"]}
@@ -221,7 +216,7 @@ def _bars(document: Mapping[str, Any], name: str, values: Sequence[Spec], *, fir
         "encoding": {"y": y, "x": {**x, "field": "value"}, "color": _colour(document, legend=False)},
     }
     whisker = {
-        "mark": {"type": "rule", "strokeWidth": 1.4},
+        "mark": {"type": "rule", "strokeWidth": 1.4, "color": "#7c8a90"},
         "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}},
     }
     known = all(v["low"] is not None for v in values)
@@ -248,7 +243,7 @@ def layers_spec(document: Mapping[str, Any], size: str) -> Spec | None:
         "field": "value",
         "type": "quantitative",
         "title": "largest / median of the stream",
-        "scale": {"type": "log", "nice": True},
+        **_log_axis([v["value"] for v in values]),
     }
     mark = {"type": "line", "point": {"size": 30}, "strokeWidth": 1.8}
     return {
@@ -274,8 +269,13 @@ def _over_steps(document: Mapping[str, Any], size: str, name: str) -> list[Spec]
 
 
 def _lines(document: Mapping[str, Any], values: Sequence[Spec], y: Spec) -> list[Spec]:
-    encoding = {"x": _steps(), "y": {**y, "field": "value"}, "color": _colour(document), **_dash(document)}
-    mark = {"type": "line", "point": {"size": 16}, "strokeWidth": 1.8, "clip": True}
+    encoding = {
+        "x": _steps(),
+        "y": {"title": None, **y, "field": "value", "type": "quantitative"},
+        "color": _colour(document),
+        **_dash(document),
+    }
+    mark = {"type": "line", "point": {"size": 16}, "strokeWidth": 1.8}
     return [{"data": {"values": list(values)}, "mark": mark, "encoding": encoding}]
 
 
@@ -291,7 +291,7 @@ def _band(document: Mapping[str, Any], values: Sequence[Spec]) -> list[Spec]:
     return [
         {
             "data": {"values": list(values)},
-            "mark": {"type": "area", "opacity": 0.15, "clip": True},
+            "mark": {"type": "area", "opacity": 0.15},
             "encoding": encoding,
         }
     ]
@@ -299,30 +299,30 @@ def _band(document: Mapping[str, Any], values: Sequence[Spec]) -> list[Spec]:
 
 def _steps() -> Spec:
     axis = {"format": "~s", "grid": False, "tickCount": 6}
-    return {"field": "step", "type": "quantitative", "title": "step", "axis": axis}
+    return {"field": "step", "type": "quantitative", "title": "step", "axis": axis, "scale": {"nice": False}}
 
 
-def _value(
-    field: str,
-    title: str | None,
-    *,
-    logarithmic: bool = False,
-    zero: bool = False,
-    form: str = ",.3~r",
-    domain: tuple[float, float] | None = None,
-) -> Spec:
-    scale: Spec = {"type": "log" if logarithmic else "linear", "nice": True}
-    if domain is not None:
-        scale |= {"domain": list(domain), "nice": False}
-    elif not logarithmic:
-        scale["zero"] = zero
+def _log_axis(values: Sequence[float]) -> Spec:
+    """A logarithmic scale a little wider than the values, with ticks at 1, 2 and 5."""
+    low, high = min(values) / 1.15, max(values) * 1.15
+    ticks = [m * 10.0**k for k in range(-9, 12) for m in (1, 2, 5)]
+    shown = [t for t in ticks if low <= t <= high]
+    if len(shown) < 3:  # less than a doubling
+        shown = [
+            m * 10.0**k
+            for k in range(-9, 12)
+            for m in (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+            if low <= m * 10.0**k <= high
+        ]
     return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": scale,
-        "axis": {"format": form, "tickCount": 6},
+        "scale": {"type": "log", "domain": [low, high], "nice": False},
+        "axis": {"format": ",.3~r", "values": shown},
     }
+
+
+def _linear(domain: tuple[float, float], *, form: str = ",.3~r") -> Spec:
+    """A linear scale."""
+    return {"scale": {"domain": list(domain), "nice": False}, "axis": {"format": form, "tickCount": 6}}
 
 
 def _colour(document: Mapping[str, Any], *, legend: bool = True) -> Spec:

@@ -89,7 +89,7 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
         pad_edge=False,
         expand=False,
     )
-    table.add_column("variant", overflow="fold")
+    table.add_column("variant", no_wrap=True)
     for name in heads:
         table.add_column(name, justify="right", overflow="fold")
     return table

@@ -50,7 +50,7 @@ def versus(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "–"
     if row["versus"] is None:
-        return row.get("note") or "never"
+        return "never" if row["quantity"] == "steps_to_baseline" else "–"
     if row["quantity"] == "parameters":
         return f"{row['versus']:+,.0f}".replace("-", "−")
     show = f.ratio if row["kind"] == "ratio" else _signed
@@ -58,6 +58,8 @@ def versus(row: Mapping[str, Any] | None) -> str:
     told = f"{show(row['versus'])}{unit}"
     if row["versus_low"] is not None and row["versus_high"] is not None:
         told += f" [{show(row['versus_low'])}, {show(row['versus_high'])}]"
+    if row["quantity"] == "steps_to_baseline" and row.get("note"):
+        told += f", {row['note']}"
     return told
 
 
