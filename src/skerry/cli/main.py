@@ -42,6 +42,10 @@ VERBS = {
         "skerry.cli.train:train",
         "Train a decoder with a choice of attention, norm, optimiser; goes on where it stopped.",
     ),
+    "study": (
+        "skerry.cli.study:study",
+        "Which attention to train? Variants, seeds and sizes compared: loss, outliers, compression, speed.",
+    ),
     "battery": (
         "skerry.cli.battery:battery",
         "Does a model without outliers lose something? Seven tasks for any decoder, several side by side.",
