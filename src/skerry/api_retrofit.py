@@ -23,7 +23,7 @@ def retrofit(
     form: str = "exact",
     compare: bool = True,
     carriers: bool = True,
-    ratio: float = 50.0,
+    ratio: float | int = 50.0,
     steps: int = 200,
     learning_rate: float = 3e-4,
     train: str = "all",

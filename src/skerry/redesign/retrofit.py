@@ -70,7 +70,7 @@ class RetrofitOptions:
     form: str = EXACT_FORM
     compare: bool = True
     carriers: bool = True
-    ratio: float = RATIO
+    ratio: float | int = RATIO
     distillation: Distillation = field(default_factory=Distillation)
     inputs: int = 512
     calibration: int = 64

@@ -56,7 +56,7 @@ class Loud:
 
 
 @torch.no_grad()
-def loud_channels(anatomy: Anatomy, batches: Sequence[Batch], ratio: float = RATIO) -> list[Loud]:
+def loud_channels(anatomy: Anatomy, batches: Sequence[Batch], ratio: float | int = RATIO) -> list[Loud]:
     """Channels whose largest value is `ratio` x the median of the place or more, behind any block; loudest first.
 
     Args:
@@ -89,7 +89,7 @@ def loud_channels(anatomy: Anatomy, batches: Sequence[Batch], ratio: float = RAT
 
 
 def remove_carriers(
-    anatomy: Anatomy, batches: Sequence[Batch], *, ratio: float = RATIO, rounds: int = ROUNDS
+    anatomy: Anatomy, batches: Sequence[Batch], *, ratio: float | int = RATIO, rounds: int = ROUNDS
 ) -> tuple[list[Row], list[str]]:
     """Take massive activations out of the residual stream; the down projections of the model are changed in place.
 

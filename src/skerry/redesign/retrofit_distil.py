@@ -156,7 +156,7 @@ def _step(student: DecoderForCausalLM, teacher: Anatomy, inputs: list[tuple[Tens
         ids, keep = _padded(inputs[i : i + size], length)
         loss = divergence(student, teacher, ids, keep) / max(1, total)
         loss.backward()  # type: ignore[no-untyped-call]
-        mean += float(loss)
+        mean += float(loss.detach())
     return mean
 
 
