@@ -88,7 +88,7 @@ def window_losses(model: nn.Module, windows: Int[Tensor, "sample position"]) -> 
 def measure(
     model: nn.Module,
     held_out: Int[Tensor, "sample position"],
-    calibration: Int[Tensor, "sample position"],
+    calibration: Int[Tensor, "other position"],
     *,
     measured: Measured,
     step: int = 0,

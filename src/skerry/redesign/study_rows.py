@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from skerry.causes.bootstrap import bootstrap
+from skerry.redesign.study_battery import battery_rows
 from skerry.redesign.study_measure import headline
 from skerry.redesign.study_quantities import quantities
 
@@ -32,13 +33,21 @@ def study_rows(
     """
     rows: dict[str, list[Row]] = {
         name: []
-        for name in ("study_arms", "study_curve", "study_layers", "study_compressed", "study_quantities")
+        for name in (
+            "study_arms",
+            "study_curve",
+            "study_layers",
+            "study_compressed",
+            "study_battery",
+            "study_quantities",
+        )
     }
     for r in results:
         at = {k: r[k] for k in ("label", "size", "seed")}
         rows["study_arms"].append({**at, **_arm(r)})
         rows["study_curve"] += [{**at, **point} for point in r["curve"]]
         rows["study_layers"] += [{**at, **row} for row in _layers(r.get("layers", []))]
+        rows["study_battery"] += battery_rows(r)
         rows["study_compressed"] += [{**at, **_compressed(r, c)} for c in r.get("compressed", [])]
     for size in dict.fromkeys(r["size"] for r in results):
         mine = [r for r in results if r["size"] == size]
