@@ -240,15 +240,13 @@ def test_a_value_that_is_not_finite_stops_before_the_step_and_names_step_and_sit
     def plant(step, _loss, model):
         if step == 8:
             with torch.no_grad():
-                model.model.layers[0].mlp.down_proj.weight.fill_(3e38)
+                model.model.layers[0].mlp.up_proj.weight.fill_(3e38)
 
     with pytest.raises(Diverged) as caught:
         train(recipe, tmp_path / "t", save_every=5, on_step=plant)
     words = str(caught.value)
     assert words.startswith("step 9: the loss is nan")
-    assert (
-        "the first site that is not finite is 0.mlp.out" in words and "the state of step 5 is kept" in words
-    )
+    assert "the first site that is not finite is 0.mlp.up" in words and "the state of step 5 is kept" in words
     assert "smaller learning rate" in words
     # What was good is kept, and goes on.
     assert (
