@@ -298,7 +298,7 @@ def _band(document: Mapping[str, Any], values: Sequence[Spec]) -> list[Spec]:
 
 
 def _steps() -> Spec:
-    axis = {"format": "~s", "grid": False, "tickCount": 6}
+    axis = {"format": ",d", "grid": False, "tickCount": 6}
     return {"field": "step", "type": "quantitative", "title": "step", "axis": axis, "scale": {"nice": False}}
 
 
