@@ -86,7 +86,7 @@ def _find(word: str) -> Goal:
 def measure_goals(
     model: nn.Module,
     held_out: Int[Tensor, "sample position"],
-    calibration: Int[Tensor, "sample position"],
+    calibration: Int[Tensor, "calibrating position"],
     goals: Sequence[Goal],
 ) -> dict[str, float]:
     """The number of every goal.

@@ -66,8 +66,8 @@ class Span:
     """
 
     name: str
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     log: bool = False
     integer: bool = False
     instead: Any = None

@@ -26,6 +26,8 @@ from .trace_figures import FORMATS, picture_style
 
 WIDTH, HEIGHT = 400.0, 330.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 12.0, 26.0, 42.0
+_APART = 14.0
+"""Units of the drawing between two labels."""
 _STYLE = (
     ".m.q0,.m.q4{{fill:{accent}}}.m.q1,.m.q5{{fill:{blue}}}.m.q2,.m.q6{{fill:{ink}}}.m.q3,.m.q7{{fill:{soft}}}"
     ".rest{{opacity:.35}}.edge{{fill:none;stroke:{soft};stroke-width:1.2;stroke-dasharray:4 3}}"
@@ -73,7 +75,7 @@ def panel(document: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[st
     """One goal against another, both better when smaller."""
     trials = [t for t in document["trials"] if t["values"]]
     names = series(document)
-    at = np.array([[t["values"][across["name"]], t["values"][up["name"]]] for t in trials])
+    at = np.array([[t["values"][across["name"]], t["values"][up["name"]]] for t in trials], dtype=float)
     x = _Scale(at[:, 0], _LEFT, WIDTH - _RIGHT)
     y = _Scale(at[:, 1], HEIGHT - _BOTTOM, _TOP)
     body = [charts.text(0, 12, f"{up['meaning']} ({up['unit']})", cls="t l")]
@@ -90,16 +92,10 @@ def panel(document: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[st
     stairs = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge[np.lexsort(edge.T[::-1])])
     body.append(f'<polyline class="edge" points="{stairs}"/>')
     for trial, (a, b) in sorted(zip(trials, at, strict=True), key=lambda pair: pair[0]["on_front"]):
-        mark = dot(x(a), y(b), names.index(_series_of(document, trial)))
-        if trial["on_front"]:
-            body += [
-                mark.replace("translate(", "scale(1.35) translate(").replace(
-                    f"translate({x(a):.1f},{y(b):.1f})", f"translate({x(a) / 1.35:.2f},{y(b) / 1.35:.2f})"
-                ),
-                charts.text(x(a) + 7, y(b) - 5, str(trial["number"]), cls="n"),
-            ]
-        else:
-            body.append(mark.replace('class="m', 'class="rest m'))
+        place, kind = (x(a), y(b)), names.index(_series_of(document, trial))
+        body.append(_large(*place, kind) if trial["on_front"] else dot(*place, kind).replace('"m', '"rest m'))
+    numbered = [(str(t["number"]), x(a), y(b)) for t, (a, b) in zip(trials, at, strict=True) if t["on_front"]]
+    body += [charts.text(a + 8, b - 6, words, cls="n") for words, a, b in _together(numbered)]
     height = key(names, HEIGHT + 8, WIDTH, body)
     told = "; ".join(
         f"trial {t['number']}: {f.number(a)}, {f.number(b)}"
@@ -108,6 +104,22 @@ def panel(document: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[st
     )
     title = f"{up['meaning']} against {across['meaning']}"
     return picture(body, width=WIDTH, height=height, title=title, description=told, cls="pareto")
+
+
+def _large(x: float, y: float, kind: int) -> str:
+    return dot(x, y, kind).replace(')"/>', ') scale(1.35)"/>')
+
+
+def _together(marks: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """Labels of marks that lie close together, as one label beside the first of them."""
+    found: list[tuple[list[str], float, float]] = []
+    for words, x, y in marks:
+        near = next((m for m in found if abs(m[1] - x) < _APART and abs(m[2] - y) < _APART), None)
+        if near is None:
+            found.append(([words], x, y))
+        else:
+            near[0].append(words)
+    return [(", ".join(words), x, y) for words, x, y in found]
 
 
 def series(document: Mapping[str, Any]) -> list[str]:
