@@ -49,7 +49,8 @@ def test_every_name_and_every_own_option_key_is_its_method():
 
 
 def test_what_the_issue_asks_for_is_there():
-    assert list(METHODS) == [
+    # Rooms below taming add methods of their own.
+    assert [name for name, method in METHODS.items() if method.replaces is None] == [
         "rtn",
         "clip",
         "smoothquant",
@@ -118,7 +119,7 @@ def test_a_pipeline_that_is_taken_has_its_transforms_first_and_rounds_once(words
 
 
 def test_pairs_of_a_transform_and_anything_behind_it_are_taken():
-    transforms = [m for m in METHODS.values() if m.kind == "transform"]
+    transforms = [m for m in METHODS.values() if m.kind == "transform" and m.replaces is None]
     others = [m for m in METHODS.values() if m.kind != "transform"]
     for first, second in itertools.product(transforms, others):
         assert names(f"{first.name},{second.name}") == [first.name, second.name]
