@@ -12,6 +12,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from skerry.redesign.registering import watch_for_transformers
+
 __version__ = "0.1.0"
 __all__ = [
     "Audit",
@@ -88,3 +90,5 @@ class _Door(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Door
+
+watch_for_transformers()

@@ -5,6 +5,7 @@ from skerry.errors import UnknownOption
 from skerry.redesign.backcopy import START, make_task
 from skerry.redesign.backcopy_reading import FIRST_QUERY, excess_risk, read_backcopy
 from skerry.redesign.backcopy_train import Arm, Size, flat_rows, grow, make_decoder
+from skerry.redesign.positions import Places
 from skerry.redesign.variants import variant
 
 TEXT = "the cat sat on the mat and ate the hat that the rat had on; then a dog came in and sat. " * 3
@@ -55,7 +56,7 @@ def test_a_reading_is_what_the_formulas_give_step_by_step(task, ids, attention):
         for layer, block in enumerate(model.model.layers):
             attend = block.self_attn
             y = block.input_layernorm(x)
-            rotation = model.model.rotary(0, ids.shape[1], x)
+            rotation = model.model.rotary(Places(0, ids.shape[1]), x)
             q, k = (p(y)[:, None] for p in (attend.q_proj, attend.k_proj))
             half = q.shape[-1] // 2
             q, k = (
@@ -74,7 +75,7 @@ def test_a_reading_is_what_the_formulas_give_step_by_step(task, ids, attention):
                     )
                     if not is_trigger:
                         deltas.append(float(logits[0] - logits[1:].mean()))
-            rotated = model.model.rotary(0, ids.shape[1], x)
+            rotated = model.model.rotary(Places(0, ids.shape[1]), x)
             x = block(x, rotation=rotated, mask=None, cache=None)
             norms = x.norm(dim=-1)
             told = found.layers[layer]

@@ -17,6 +17,7 @@ from skerry.redesign.config import DecoderConfig
 from skerry.redesign.decoder import DecoderForCausalLM
 from skerry.redesign.feed_forwards import feed_forwards
 from skerry.redesign.norms import norms
+from skerry.redesign.positions import Places
 from skerry.redesign.variants import variants
 
 SMALL = {
@@ -235,6 +236,6 @@ def test_registers_are_tokens_in_front_that_no_observer_sees():
     x = torch.cat([decoder.registers.expand(2, -1, -1), decoder.embed_tokens(ids)], 1)
     with torch.no_grad():
         for block in decoder.layers:
-            x = block(x, rotation=decoder.rotary(0, 13, x), mask=None, cache=None)
+            x = block(x, rotation=decoder.rotary(Places(0, 13), x), mask=None, cache=None)
         theirs = nn.functional.linear(decoder.norm(x)[:, 4:], model.lm_head.weight)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)

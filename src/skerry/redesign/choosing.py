@@ -37,7 +37,8 @@ def check_choice(
     if not options or not isinstance(known, Mapping):
         return
     parameters = inspect.signature(known[name].__init__).parameters  # type: ignore[misc]
-    has = [p for p in parameters if p not in ("self", *fixed)]
+    named = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    has = [name for name in named if name not in ("self", *fixed)]
     for option in options:
         if option not in has:
             near = near_matches(option, has)

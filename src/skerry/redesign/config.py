@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from skerry.redesign.registering import register_models
+
 MODEL_TYPE = "skerry"
 
 
@@ -75,6 +77,7 @@ class DecoderConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         super().__init__(**others)
+        register_models()
 
     @property
     def equals_llama(self) -> bool:

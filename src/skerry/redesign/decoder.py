@@ -28,7 +28,7 @@ from skerry.anatomy.unseen import unseen
 from skerry.redesign.config import MODEL_TYPE, DecoderConfig
 from skerry.redesign.feed_forwards import make_feed_forward
 from skerry.redesign.norms import has_norm_behind, make_norm
-from skerry.redesign.positions import Learned, Rotary, Rotation, rotate
+from skerry.redesign.positions import Learned, Places, Rotary, Rotation, rotate
 from skerry.redesign.variant import Heads, Variant
 from skerry.redesign.variants import variant
 from skerry.redesign.variants.registers import Behind, Front, Registers
@@ -159,11 +159,12 @@ class Decoder(DecoderPreTrained):
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         before = 0 if cache is None else cache.get_seq_length()
         length = before + x.shape[1]
+        at = Places.of(before, length, attention_mask)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(before, length, attention_mask)
+            x = x + self.embed_positions(at)
         fronts = self._fronts()
         ahead = 0 if self.registers is None else self.registers.shape[1]
-        rotation = None if self.rotary is None else self.rotary(ahead + before, ahead + length, x)
+        rotation = None if self.rotary is None else self.rotary(at, x, ahead=ahead)
         mask = _mask(attention_mask, x.shape[1], length)
         hidden = [x] if output_hidden_states else None
         for layer, front in zip(self.layers, fronts, strict=True):
@@ -185,7 +186,7 @@ class Decoder(DecoderPreTrained):
             return [None] * len(self.layers)
         x, cache = cast(Tensor, self.registers), DynamicCache()
         fronts: list[Front | None] = []
-        rotation = None if self.rotary is None else self.rotary(0, x.shape[1], x)
+        rotation = None if self.rotary is None else self.rotary(Places(0, x.shape[1]), x)
         with unseen():
             for layer, block in enumerate(self.layers):
                 x = block(x, rotation=rotation, mask=None, cache=cache)

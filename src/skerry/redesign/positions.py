@@ -19,8 +19,33 @@ from skerry.redesign.choosing import check_choice
 _POSITIONS = ("rope", "learned", "none")
 
 
+class Places(NamedTuple):
+    """Where the tokens of a forward stand in their sequences.
+
+    Attributes:
+        first: Of the tokens, padding counted.
+        last: Behind the tokens, padding counted.
+        numbers: Places [sample position] from first to last - 1 without padding in front; None where there is no padding.
+    """
+
+    first: int
+    last: int
+    numbers: Tensor | None = None
+
+    @classmethod
+    def of(cls, first: int, last: int, attention_mask: Tensor | None) -> Places:
+        """From a mask [sample position] that is 0 at padding: padding is not counted, as it is not seen.
+
+        A rotated key meets another as their distance says, but a learned key that has no place meets a query as the query's place says.
+        """
+        if attention_mask is None or attention_mask.dim() != 2 or bool(attention_mask.bool().all()):
+            return cls(first, last)
+        counted = attention_mask[:, :last].bool().cumsum(-1) - 1
+        return cls(first, last, counted.clamp(min=0)[:, first:])
+
+
 class Rotation(NamedTuple):
-    """Of some positions, [position channel] each."""
+    """Of some positions, [position channel] or [sample 1 position channel] each."""
 
     cos: Tensor
     sin: Tensor
@@ -34,13 +59,17 @@ class Rotary(nn.Module):
         self.width, self.theta = width, theta
         self._tables: dict[tuple[torch.device, torch.dtype], Rotation] = {}
 
-    def forward(self, first: int, last: int, like: Tensor) -> Rotation:
-        """For positions first to last - 1, in the dtype and on the device of `like`."""
+    def forward(self, at: Places, like: Tensor, *, ahead: int = 0) -> Rotation:
+        """Of some places moved by `ahead`, in the dtype and on the device of `like`."""
         key = (like.device, like.dtype)
+        last = at.last + ahead
         table = self._tables.get(key)
         if table is None or len(table.cos) < last:
             table = self._tables[key] = self._make(max(last, 256), like)
-        return Rotation(table.cos[first:last], table.sin[first:last])
+        if at.numbers is None:
+            return Rotation(table.cos[at.first + ahead : last], table.sin[at.first + ahead : last])
+        numbers = at.numbers + ahead
+        return Rotation(table.cos[numbers][:, None], table.sin[numbers][:, None])
 
     def _make(self, length: int, like: Tensor) -> Rotation:
         exponents = torch.arange(0, self.width, 2, dtype=torch.float64) / self.width
@@ -72,27 +101,22 @@ def check_position(name: str) -> None:
 
 
 class Learned(nn.Embedding):
-    """A vector per position, added to the embedding of the token (GPT-2); padding in front of a sequence is not counted."""
+    """A vector per position, added to the embedding of the token (GPT-2)."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__(length, width)
 
-    def forward(self, first: int, last: int, keep: Tensor | None) -> Tensor:  # type: ignore[override]
-        """For positions first to last - 1, [1 or sample, position, channel].
-
-        Args:
-            first: Of the positions.
-            last: Behind the positions.
-            keep: [sample position] from 0 to last - 1, 0 at padding; None without.
+    def forward(self, at: Places) -> Tensor:  # type: ignore[override]
+        """[1 or sample, position, channel].
 
         Raises:
             BadTokens: There are more positions than vectors.
         """
-        if last > self.num_embeddings:
+        if at.last > self.num_embeddings:
             raise BadTokens(
-                f"a sequence of {last} tokens; learned positions end at {self.num_embeddings} (max_position_embeddings)"
+                f"a sequence of {at.last} tokens; learned positions end at {self.num_embeddings} (max_position_embeddings)"
             )
-        at = torch.arange(first, last, device=self.weight.device)[None]
-        if keep is not None and keep.dim() == 2:
-            at = (keep[:, :last].long().cumsum(-1) - 1).clamp(min=0)[:, first:]
-        return super().forward(at)
+        numbers = at.numbers
+        if numbers is None:
+            numbers = torch.arange(at.first, at.last, device=self.weight.device)[None]
+        return super().forward(numbers)

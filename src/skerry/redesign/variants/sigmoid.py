@@ -25,7 +25,8 @@ class Sigmoid(Variant):
 
     def weights(self, logits: Tensor) -> Tensor:  # type: ignore[override]
         """[sample head query key], from logits that are -inf where hidden."""
-        return (logits - logits.isfinite().sum(-1, keepdim=True).clamp(min=1).log()).sigmoid()
+        seen = logits.isfinite().sum(-1, keepdim=True).clamp(min=1).to(logits)
+        return (logits - seen.log()).sigmoid()
 
 
 class SigmoidLength(Sigmoid):
