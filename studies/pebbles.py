@@ -30,13 +30,13 @@ from skerry.redesign.twins import describe
 RECIPE = Recipe(
     vocabulary=1024,
     context=128,
-    layers=6,
-    width=256,
-    heads=8,
-    batch=8,
+    layers=4,
+    width=192,
+    heads=6,
+    batch=16,
     steps=5000,
     learning_rate=3e-3,
-    weight_decay=0.1,
+    weight_decay=0.3,
     compile=True,
 )
 ATTENTION = {"pebble": "softmax", "pebble-scaled": "scaled", "pebble-sink": "sink-logit"}
