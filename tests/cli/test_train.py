@@ -85,9 +85,9 @@ def test_options_of_the_choices_reach_the_recipe(inside, text):
     [
         (("--attention", "softmx"), "did you mean 'softmax'"),
         (("--attention-option", "3"), "'3' is no setting; write NAME=VALUE"),
-        (("--steps", "0"), "steps is 0; it must be at least 1"),
+        (("--accumulation", "0"), "accumulation is 0; it must be at least 1"),
         (("--recipe", "nothing"), "there is no recipe 'nothing'"),
-        (("--layers", "two"), "two"),
+        (("--seed", "two"), "two"),
     ],
 )
 def test_mistakes_are_told_in_one_line_with_exit_code_2(inside, text, words, said):

@@ -17,6 +17,8 @@ _Several = Annotated[list[str] | None, Parameter(negative=())]
 class Changes:
     """Fields of the recipe; what is not given is as in --recipe, or at its default."""
 
+    text: str | None = None
+    """The same as the argument TEXT."""
     tokenizer: str | None = None
     """Folder or hub id of a tokenizer; one is trained on the text by default."""
     vocabulary: int | None = None
@@ -135,6 +137,7 @@ CHANGES, ASKED = Changes(), Asked()
 
 def train(
     text: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
     *,
     changes: Changes = CHANGES,
     asked: Asked = ASKED,
