@@ -114,10 +114,14 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
         BrokenModel: No model type, or an unknown one.
     """
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+    from transformers.models.auto.configuration_auto import (  # type: ignore[attr-defined]
+        CONFIG_MAPPING,
+        CONFIG_MAPPING_NAMES,
+    )
 
     model_type = config.get("model_type")
-    if model_type in CONFIG_MAPPING_NAMES:
+    # What was registered from outside of transformers is in the mapping and not among the names.
+    if model_type in CONFIG_MAPPING_NAMES or model_type in CONFIG_MAPPING:
         return
     if config.get("auto_map"):
         if trust_remote_code:
