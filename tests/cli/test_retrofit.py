@@ -38,7 +38,7 @@ def test_the_document_is_one_json_object(inside, checkpoint, text):
 
 def test_mistakes_are_told_in_one_line(inside, checkpoint, text):
     for words, said in (
-        (("--form", "sink-logits"), "did you mean sink-logit"),
+        (("--form", "sink-logits"), "did you mean 'sink-logit'"),
         (("--samples", 0), "--samples is 0"),
         (("--bos", "without", *FEW), "begin with"),
     ):

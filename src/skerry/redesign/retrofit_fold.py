@@ -30,7 +30,7 @@ from skerry.corpus.batch import Batch
 from skerry.errors import NotPossible
 from skerry.redesign.config import DecoderConfig
 from skerry.redesign.decoder import DecoderForCausalLM
-from skerry.redesign.positions import Rotary, Rotation, rotate
+from skerry.redesign.positions import Places, Rotary, Rotation, rotate
 
 EXACT = "kv-bias"
 
@@ -119,7 +119,7 @@ def _one_back(key: Float[Tensor, "kv_head channel"], config: DecoderConfig) -> T
     if config.position != "rope":
         return key
     wide = key.double()
-    one = Rotary(config.head_dim, config.rope_theta)(1, 2, wide)
+    one = Rotary(config.head_dim, config.rope_theta)(Places(1, 2), wide)
     return rotate(wide[None, :, None], Rotation(one.cos, -one.sin))[0, :, 0]
 
 
