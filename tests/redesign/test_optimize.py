@@ -128,6 +128,7 @@ def test_a_point_is_retrained_by_its_recipe_to_the_same_numbers(tmp_path):
     assert "4 trials" not in repr(done) and "1 trials, 1 on the front" in repr(done)
 
 
+@pytest.mark.slow
 def test_trials_in_other_processes_give_the_numbers_of_this_one(tmp_path):
     space = {"attention": ["softmax", "scaled", "sink-logit"]}
     one, two = (
@@ -191,7 +192,7 @@ REFUSED = [
     ({"learning_rate": {"low": 2, "high": 1}}, "below"),
     ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "above 0"),
     ({"learning_rate": {"low": 0.1, "high": 1, "lgo": True}}, "'log'"),
-    ({"learning_rate": {"low": -1.0, "high": 1}}, "learning rate"),
+    ({"learning_rate": {"low": -1.0, "high": 1}}, "learning_rate"),
     ({"heads": [3]}, "3 heads"),
 ]
 
