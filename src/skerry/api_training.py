@@ -65,7 +65,7 @@ def train(
         device: Chosen when None.
         threads: CPU threads; chosen when None.
         save_every: Steps between two models that are kept; the final one alone when None.
-        births_every: Steps between two looks at outliers; none when None.
+        births_every: Steps between two looks at outliers; 25 when None, 0 for none.
         on_step: Called after every step with the number of steps done, the loss and the model.
         dtype: Of the final model: fp32, bf16, fp16.
         fields: Fields of the recipe that are otherwise, e.g. `attention="scaled", steps=2000`.

@@ -62,7 +62,7 @@ def test_the_defaults_and_every_variant_pass_the_checks():
     ("asked", "words"),
     [
         ({"save_every": 0}, "save_every is 0; it must be at least 1"),
-        ({"births_every": -1}, "births_every is -1; it must be at least 1"),
+        ({"births_every": -1}, "births_every is -1; it must be at least 1, or 0 for never"),
         ({"dtype": "bf61"}, "no dtype 'bf61'; did you mean 'bf16'"),
     ],
 )

@@ -61,9 +61,10 @@ class Loop:
         self._births: Any = None
         if births_every and session.devices.is_sharded:
             raise NotPossible(
-                "births are read from whole weights, and this launch shards them; launch without FSDP"
+                "births are read from whole weights, and this launch shards them; launch without FSDP, or with --births-every 0"
             )
-        if births_every and session.devices.is_main:
+        wanted = births_every != 0 and not session.devices.is_sharded
+        if wanted and session.devices.is_main:
             from skerry.redesign.births import Births
 
             self._births = Births(session.model, every=births_every)
