@@ -26,7 +26,7 @@ class Softpick(Variant):
         """[sample head query key], from logits that are -inf where hidden."""
         visible = logits.isfinite()
         # With all logits below zero, m = 0 keeps e^-m from overflowing; the value is the same but for eps.
-        top = logits.amax(-1, keepdim=True).clamp(min=0).detach()
+        top = logits.amax(-1, keepdim=True).clamp(min=0)
         moved = torch.where(visible, (logits - top).exp() - (-top).exp(), 0.0)
         return moved.relu() / (moved.abs().sum(-1, keepdim=True) + EPS)
 
