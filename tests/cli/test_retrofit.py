@@ -5,7 +5,10 @@ import json
 FEW = ("--inputs", 8, "--calibration", 4, "--samples", 4, "--tokens", 16, "--steps", 2, "--quiet")
 
 
-def test_stages_and_bounds_are_printed_and_the_folder_is_written(inside, checkpoint, text, tmp_path):
+def test_stages_and_bounds_are_printed_and_the_folder_is_written(
+    inside, checkpoint, text, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "new"
     code, shown, err = inside(
         "retrofit", checkpoint, "--text", text, "--out", out, "--form", "sink-value", *FEW
