@@ -73,7 +73,7 @@ def test_a_name_is_a_model_unless_a_folder_of_that_name_is_here(zoo):
 def test_a_misspelt_built_in_name_is_no_model(zoo):
     from skerry.anatomy.find import find
 
-    with pytest.raises(UnknownModel, match="pebbel"):
+    with pytest.raises(UnknownModel, match="did you mean 'pebble'"):
         find("pebbel")
 
 

@@ -142,7 +142,8 @@ def reachable() -> bool:
 
 def _why_not(reference: str, path: Path, error: Exception) -> str:
     parent = path.parent if path.parent.is_dir() else Path()
-    near = near_matches(path.name, sorted(p.name for p in parent.iterdir()))
+    known = list(built_in()) if path.parent == Path() else []
+    near = near_matches(path.name, [*known, *sorted(p.name for p in parent.iterdir())])
     here = f"no folder of that name here{f' (did you mean {near}?)' if near else ''}"
     said = str(error)
     if "is not a valid git identifier" in said:
