@@ -91,11 +91,12 @@ def panel(document: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[st
     edge = at[pareto_front(at)]
     stairs = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge[np.lexsort(edge.T[::-1])])
     body.append(f'<polyline class="edge" points="{stairs}"/>')
+    # Labels lie under the marks: their halo would hide them.
+    numbered = [(str(t["number"]), x(a), y(b)) for t, (a, b) in zip(trials, at, strict=True) if t["on_front"]]
+    body += [charts.text(a + 8, b - 6, words, cls="n") for words, a, b in _together(numbered)]
     for trial, (a, b) in sorted(zip(trials, at, strict=True), key=lambda pair: pair[0]["on_front"]):
         place, kind = (x(a), y(b)), names.index(_series_of(document, trial))
         body.append(_large(*place, kind) if trial["on_front"] else dot(*place, kind).replace('"m', '"rest m'))
-    numbered = [(str(t["number"]), x(a), y(b)) for t, (a, b) in zip(trials, at, strict=True) if t["on_front"]]
-    body += [charts.text(a + 8, b - 6, words, cls="n") for words, a, b in _together(numbered)]
     height = key(names, HEIGHT + 8, WIDTH, body)
     told = "; ".join(
         f"trial {t['number']}: {f.number(a)}, {f.number(b)}"
