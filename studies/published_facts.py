@@ -11,7 +11,8 @@ alone, with the seed of the trials), warm-up of 100 steps, then cosine to a tent
     a  3 blocks of 128, 4 heads, windows of 128, 1,600 steps      c  4 blocks of 192, 6 heads, windows of 64,  1,200 steps
     b  3 blocks of 192, 6 heads, windows of 64,  1,200 steps      d  4 blocks of 192, 6 heads, windows of 128, 1,500 steps
 
-OUT is the folder of a study: it goes on where it was stopped, and writes `facts.json` and `facts.md` after every arm.
+OUT is the folder of a study: it goes on where it was stopped, and writes `facts.json` and `facts.md` after every arm. When all are finished it is a
+run, too: `skerry claims OUT` judges on it what the claims say about trainings.
 
 Measured on 64 held-out windows, each number one per seed:
 
@@ -49,11 +50,12 @@ from pathlib import Path
 from typing import Any
 
 from skerry.redesign.recipe import Recipe
+from skerry.redesign.study import run_study
 from skerry.redesign.study_measure import headline
 from skerry.redesign.study_plan import Measured, Plan, make_arms
 from skerry.redesign.study_statistics import crossed, over_seeds
 
-BASE = Recipe(batch=16, learning_rate=3e-3, warmup=100, weight_decay=0.3, vocabulary=1024)
+BASE = Recipe(batch=16, learning_rate=3e-3, warmup=100, weight_decay=0.3, vocabulary=1024, compile=True)
 SIZES: dict[str, dict[str, Any]] = {
     "a": {"layers": 3, "width": 128, "heads": 4, "context": 128, "steps": 1600},
     "b": {"layers": 3, "width": 192, "heads": 6, "context": 64, "steps": 1200},
@@ -332,6 +334,8 @@ def arms_of(out: Path, size: str, labels: dict[str, Any], seeds: Any, processes:
         return words
 
     print(write(run_arms(out, size, labels, seeds, processes=processes, told=write)), flush=True)
+    arms = make_arms(labels, base=BASE, sizes={size: SIZES[size]}, seeds=list(seeds))
+    run_study(Plan("published facts", size, SOFTMAX, arms, MEASURED), out, measure_speed=False)
 
 
 if __name__ == "__main__":
