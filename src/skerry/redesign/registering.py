@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -29,10 +28,8 @@ def watch_for_transformers() -> None:
 class _Finder(MetaPathFinder):
     """Finds one module, as everybody else would, and has something done behind its execution."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """None for every other module."""
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """None for every other module; the path of a package need not be a sequence."""
         if fullname != _TABLE:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
