@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Run) -> Run:
-    """Write `report.html` into a run, unless one of all that the run holds now is there."""
+    """Write `report.html` into a run, unless one of all that the run holds now is there.
+
+    Raises:
+        NotPossible: A run of a kind that has no report.
+    """
+    if not (run.has("summary.json") or run.has("tame.json")):
+        from skerry.errors import NotPossible
+
+        raise NotPossible(
+            f"a run like {run.path} has no report; `skerry show {run.path}` tells what it holds"
+        )
     import hashlib
     import time
 
