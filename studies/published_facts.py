@@ -11,8 +11,8 @@ alone, with the seed of the trials), warm-up of 100 steps, then cosine to a tent
     a  3 blocks of 128, 4 heads, windows of 128, 1,600 steps      c  4 blocks of 192, 6 heads, windows of 64,  1,200 steps
     b  3 blocks of 192, 6 heads, windows of 64,  1,200 steps      d  4 blocks of 192, 6 heads, windows of 128, 1,500 steps
 
-OUT is the folder of a study: it goes on where it was stopped, and writes `facts.json` and `facts.md` after every arm. When all are finished it is a
-run, too: `skerry claims OUT` judges on it what the claims say about trainings.
+OUT is the folder of a study: it goes on where it was stopped, and writes `facts.json` and `facts.md` after every arm. When all are finished OUT/run is
+the run of a study: `skerry claims OUT/run` judges on it what the claims say about trainings.
 
 Measured on 64 held-out windows, each number one per seed:
 
@@ -46,14 +46,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from skerry.redesign.recipe import Recipe
-from skerry.redesign.study import run_study
+from skerry.redesign.study import DOCUMENT, summarise
+from skerry.redesign.study_arm import folder_of
 from skerry.redesign.study_measure import headline
 from skerry.redesign.study_plan import Measured, Plan, make_arms
 from skerry.redesign.study_statistics import crossed, over_seeds
+from skerry.run import Run
 
 BASE = Recipe(batch=16, learning_rate=3e-3, warmup=100, weight_decay=0.3, vocabulary=1024, compile=True)
 SIZES: dict[str, dict[str, Any]] = {
@@ -335,7 +338,17 @@ def arms_of(out: Path, size: str, labels: dict[str, Any], seeds: Any, processes:
 
     print(write(run_arms(out, size, labels, seeds, processes=processes, told=write)), flush=True)
     arms = make_arms(labels, base=BASE, sizes={size: SIZES[size]}, seeds=list(seeds))
-    run_study(Plan("published facts", size, SOFTMAX, arms, MEASURED), out, measure_speed=False)
+    write_run(out, Plan("published facts", size, SOFTMAX, arms, MEASURED))
+
+
+def write_run(out: Path, plan: Plan) -> None:
+    """The finished arms as the run of a study, in OUT/run."""
+    folders = [folder_of(out, plan, arm) for arm in plan.arms]
+    document, tables = summarise(plan, folders, [], place=out)
+    with Run.begin(out / "run", plan.request(), {"command": sys.argv}) as run:
+        run.finish(
+            "study", plan.whole_key(), tables=tables, texts={DOCUMENT: json.dumps(document, allow_nan=False)}
+        )
 
 
 if __name__ == "__main__":
