@@ -258,7 +258,8 @@ def test_a_cache_counts_towards_positions():
 
 
 def test_padding_changes_nothing_for_the_tokens_beside_it():
-    model = zoo.tiny("bert")
+    # Asymmetric and in float64: the extreme of a symmetric grid lies on a tie, and the length of the batch decides its last bit.
+    model = zoo.tiny("bert", dtype=torch.float64)
     anatomy = resolve(model)
     ids, _ = zoo.tokens(model, num_samples=1, length=8)
     short = Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(1))
@@ -268,7 +269,7 @@ def test_padding_changes_nothing_for_the_tokens_beside_it():
         torch.arange(1),
     )
     # One grid per tensor at hand, of inputs and of attention: padding would stretch it.
-    scheme = "inputs=int4:sym:tensor,attention=int8:sym:token,kv=int4:sym:tensor"
+    scheme = "inputs=int4:asym:tensor,attention=int8:sym:token,kv=int4:asym:tensor"
     torch.testing.assert_close(
         opened(anatomy, short, scheme), opened(anatomy, long, scheme)[:, :8], atol=1e-5, rtol=0
     )

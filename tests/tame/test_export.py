@@ -658,7 +658,7 @@ def test_what_only_the_running_model_has_is_refused(kind, tmp_path):
 
 
 def test_a_float_checkpoint_loses_only_what_changes_the_float_model():
-    also_float = ("online rotation", "compensated shortcut")
+    also_float = ("online rotation", "compensated shortcut", "another model")
     refuse_runtime({kind: "here" for kind in RUNTIME if kind not in also_float}, quantized=False)
     with pytest.raises(NotPossible, match="Leave the post-norm seams out"):
         refuse_runtime({"compensated shortcut": "here"}, quantized=False)

@@ -80,7 +80,7 @@ def test_every_transform_is_exact_on_every_family_or_refused_by_name(name, metho
     assert verify(job.anatomy, old, ids).stored <= 2e-6
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("os+")])
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("os+") and m != "retrofit"])
 def test_no_method_changes_the_model_or_takes_an_option_it_does_not_have(method):
     job = job_of("llama", "w8a8-tensor")
     before = {k: v.clone() for k, v in job.anatomy.model.state_dict().items()}
