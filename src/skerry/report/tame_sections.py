@@ -69,7 +69,7 @@ def tame_html(run: Run) -> str:
             headline=headline(costs),
             costs=impact_section(costs),
             tamed=tame_section(costs),
-            command=f.tidy(_command(record.facts.get("command"))),
+            command=f.tidy(command_line(record.facts.get("command"))),
             run=f.tidy(str(run.path)),
             facts=[(name, value) for name, value in facts if value],
             record=flatten(record.facts),
@@ -77,7 +77,8 @@ def tame_html(run: Run) -> str:
     )
 
 
-def _command(told: Any) -> str:
+def command_line(told: Any) -> str:
+    """The command that made a run, as one would type it."""
     if isinstance(told, Sequence) and not isinstance(told, str):
         return shlex.join(map(str, told))
     return str(told or "skerry tame")
