@@ -1,4 +1,4 @@
-"""Options that `audit` and `scan` share, and how they reach the library."""
+"""Options that verbs share, and how they reach the library."""
 
 from __future__ import annotations
 
@@ -62,12 +62,57 @@ class Asked:
 
     def check(self) -> None:
         """Refuse mistakes before torch is loaded."""
-        from skerry.errors import UnknownOption
+        check_counts(self, samples=1, tokens=1, batch_size=1, threads=1)
 
-        for name in ("samples", "tokens", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """How any verb that runs models runs them, and how it answers."""
+
+    dtype: str | None = None
+    """dtype of the weights: fp32, bf16, fp16, fp64; as stored by default."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; chosen by default."""
+    seed: int = 0
+    """Chooses the inputs, their order and samples."""
+    batch_size: int | None = None
+    """Inputs per forward."""
+    bos: str = "auto"
+    """Beginning-of-sequence token: auto (what the tokenizer does), with, without."""
+    threads: int | None = None
+    """CPU threads; chosen by model size and load by default."""
+    trust_remote_code: Annotated[bool, Parameter(negative=())] = False
+    """Run code that the checkpoint ships."""
+    json: Annotated[bool, Parameter(negative=())] = False
+    """Print one JSON document and nothing else."""
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False
+    """Print no progress."""
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments that the library's verbs share."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("json", "quiet")}
+
+    def check(self) -> None:
+        """Refuse mistakes before torch is loaded."""
+        check_counts(self, batch_size=1, threads=1)
+
+
+COMMON = Common()
+
+
+def check_counts(asked: Any, **least: int) -> None:
+    """Refuse a count that is too small; one that is not given is chosen elsewhere.
+
+    Raises:
+        UnknownOption: It names the option and its least value.
+    """
+    from skerry.errors import UnknownOption
+
+    for name, bound in least.items():
+        value = getattr(asked, name)
+        if value is not None and value < bound:
+            raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
 
 
 @runtime_checkable

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from skerry.cli.asking import ask_document, progress_of
+from skerry.cli.asking import COMMON, Common, ask_document, check_counts, progress_of
 
 
 @Parameter(name="*")
@@ -41,39 +41,14 @@ class Asked:
     """Schemes under which every stage is priced; w8a8, w8a8-tensor and w4a4 by default."""
     tokens: int | None = None
     """Tokens per input, the first one included."""
-    dtype: str | None = None
-    """dtype of the weights: fp32, bf16, fp16; as stored by default."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, mps; chosen by default."""
-    seed: int = 0
-    """Chooses the inputs and their order."""
-    batch_size: int | None = None
-    """Inputs per forward."""
-    bos: str = "auto"
-    """Beginning-of-sequence token: auto (what the tokenizer does), with, without."""
-    threads: int | None = None
-    """CPU threads; chosen by model size and load by default."""
-    trust_remote_code: Annotated[bool, Parameter(negative=())] = False
-    """Run code that the checkpoint ships."""
-    json: Annotated[bool, Parameter(negative=())] = False
-    """Print one JSON document and nothing else."""
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False
-    """Print no progress."""
 
-    def wanted(self) -> dict[str, Any]:
-        """Keyword arguments of `skerry.retrofit`, but text and folder."""
-        names = """form compare carriers ratio steps learning_rate train inputs calibration samples
-            tokens dtype device seed batch_size bos threads trust_remote_code"""
-        return {name: getattr(self, name) for name in names.split()}
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `skerry.retrofit`, but the text and the schemes."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "bits")}
 
     def check(self) -> None:
         """Refuse mistakes before torch is loaded."""
-        from skerry.errors import UnknownOption
-
-        for name in ("inputs", "calibration", "samples", "tokens", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        check_counts(self, inputs=1, calibration=1, samples=1, tokens=1)
 
 
 DEFAULTS = Asked()
@@ -85,6 +60,7 @@ def retrofit(
     *,
     out: str | None = None,
     asked: Asked = DEFAULTS,
+    common: Common = COMMON,
 ) -> None:
     """Turn a trained softmax model into one without a sink token, after the fact.
 
@@ -96,15 +72,24 @@ def retrofit(
         Folder of the new model; nothing is written by default.
     asked
         How.
+    common
+        How the model runs.
     """
     asked.check()
-    with progress_of(asked) as progress:
+    common.check()
+    with progress_of(common) as progress:
         import skerry
 
         done = skerry.retrofit(
-            model, asked.text, out=out, schemes=asked.bits, progress=progress, **asked.wanted()
+            model,
+            asked.text,
+            out=out,
+            schemes=asked.bits,
+            progress=progress,
+            **asked.options(),
+            **common.options(),
         )
-    if asked.json:
+    if common.json:
         ask_document(done.document)
         return
     from skerry.cli.console import console

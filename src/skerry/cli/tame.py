@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from skerry.cli.asking import ask_document, progress_of
+from skerry.cli.asking import COMMON, Common, ask_document, check_counts, progress_of
 
 
 @Parameter(name="*")
@@ -41,39 +41,17 @@ class Asked:
     """Option of a method, METHOD.NAME=VALUE, e.g. smoothquant.alpha=0.7; may be given several times."""
     run: str | None = None
     """Run directory; under ./skerry-runs by default."""
-    dtype: str | None = None
-    """dtype of the weights: fp32, bf16, fp16; as stored by default."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, mps; chosen by default."""
-    seed: int = 0
-    """Chooses the inputs."""
-    batch_size: int | None = None
-    """Inputs per forward."""
-    bos: str = "auto"
-    """Beginning-of-sequence token: auto (what the tokenizer does), with, without."""
-    threads: int | None = None
-    """CPU threads; chosen by model size and load by default."""
-    trust_remote_code: Annotated[bool, Parameter(negative=())] = False
-    """Run code that the checkpoint ships."""
-    json: Annotated[bool, Parameter(negative=())] = False
-    """Print one JSON document and nothing else."""
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False
-    """Print no progress."""
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of `skerry.tame`, but the text."""
-        names = "method bits out form target calibration samples evaluate parts run dtype device seed batch_size bos threads trust_remote_code"
-        found = {name: getattr(self, name) for name in names.split()}
+        """Keyword arguments of `skerry.tame`, but the text and the settings."""
+        found = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "set", "tokens")
+        }
         return found if self.tokens is None else {**found, "tokens": self.tokens}
 
     def check(self) -> None:
         """Refuse mistakes before torch is loaded."""
-        from skerry.errors import UnknownOption
-
-        for name in ("calibration", "samples", "tokens", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UnknownOption(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        check_counts(self, calibration=1, samples=1, tokens=1)
 
 
 DEFAULTS = Asked()
@@ -84,6 +62,7 @@ def tame(
     /,
     *,
     asked: Asked = DEFAULTS,
+    common: Common = COMMON,
     list: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Take away what outliers cost a quantized model without changing the model, and export it.
@@ -94,14 +73,17 @@ def tame(
         A folder, a hub id, a .gguf file or a name that `skerry zoo` lists; the built-in decoder `pebble` by default.
     asked
         What to do.
+    common
+        How the model runs.
     list
         Explain the methods and end.
     """
     if list:
-        _list(asked)
+        _list(common)
         return
     asked.check()
-    with progress_of(asked) as progress:
+    common.check()
+    with progress_of(common) as progress:
         import skerry
         from skerry.tame.wanted import parse_settings
 
@@ -111,8 +93,9 @@ def tame(
             settings=parse_settings(asked.set or []),
             progress=progress,
             **asked.options(),
+            **common.options(),
         )
-    if asked.json:
+    if common.json:
         ask_document(done.document)
         return
     from skerry.cli.console import console
@@ -121,13 +104,13 @@ def tame(
     tame_terminal(done.document, console(), report=done.report)
 
 
-def _list(asked: Asked) -> None:
+def _list(common: Common) -> None:
     from skerry.redesign.retrofit_method import register
     from skerry.tame.register import METHODS
 
     register()
     rows = [{"name": m.name, "what": m.what, "source": m.source, "kind": m.kind} for m in METHODS.values()]
-    if asked.json:
+    if common.json:
         ask_document({"schema": 1, "methods": rows})
         return
     from skerry.cli.console import console

@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerry.errors import UnknownOption
-
 from . import formatting as f
 from .births_words import KIND_WORDS, MEASURE_WORDS
-from .figures import PALETTES, png
+from .figures import PALETTES
 from .heat import DARK, LIGHT
+from .picture_files import FORMATS, write_pictures
 
 if TYPE_CHECKING:
     from skerry.run import Run
 
-FORMATS = ("svg", "png")
 LINES = ("#255b84", "#b84a12", "#5a7d2a", "#7a4f9a", "#8a6d1b", "#3a8f8a", "#a23b5c", "#56666d")
 _MOST_CHANNELS = 24
 _NAMES = {"activation": "Activations", "attention": "Attention", "weight": "Weights"}
@@ -43,20 +41,9 @@ def write_births_figures(
         UnknownOption: A format is none of these.
         BrokenRun: The run holds no watched series.
     """
-    if unknown := [x for x in formats if x not in FORMATS]:
-        raise UnknownOption(
-            f"no figure format {', '.join(map(repr, unknown))}; choose of {', '.join(FORMATS)}"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     document = json.loads(run.text("births.json"))
-    written = []
-    for name, svg in births_figures(document, run.table("births").to_pylist(), dark=dark).items():
-        for form in formats:
-            path = folder / f"{name}.{form}"
-            path.write_bytes(png(svg) if form == "png" else svg.encode())
-            written.append(path)
-    return written
+    births = run.table("births").to_pylist()
+    return write_pictures(lambda: births_figures(document, births, dark=dark), folder, formats)
 
 
 def births_figures(

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from skerry.errors import UnknownOption
 from skerry.redesign.pareto import pareto_front
 
 from . import charts
 from . import formatting as f
 from .cost_axes import SHAPES, dot, key
-from .figures import png, standalone, ticks
+from .figures import standalone, ticks
 from .impact_figures import beside
 from .lifecycle import picture
-from .trace_figures import FORMATS, picture_style
+from .picture_files import FORMATS, write_pictures
+from .trace_figures import picture_style
 
 WIDTH, HEIGHT = 400.0, 330.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 12.0, 26.0, 42.0
@@ -42,19 +42,12 @@ def write_pareto(
     Raises:
         UnknownOption: A format is none of these.
     """
-    if unknown := [x for x in formats if x not in FORMATS]:
-        raise UnknownOption(f"no figure format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
-    drawn = pareto_figure(document, dark=dark)
-    if not drawn:
-        return []
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for form in formats:
-        path = folder / f"pareto.{form}"
-        path.write_bytes(png(drawn) if form == "png" else drawn.encode())
-        written.append(path)
-    return written
+
+    def draw() -> dict[str, str]:
+        drawn = pareto_figure(document, dark=dark)
+        return {"pareto": drawn} if drawn else {}
+
+    return write_pictures(draw, folder, formats)
 
 
 def pareto_figure(document: Mapping[str, Any], *, dark: bool = False) -> str:

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skerry.errors import UnknownOption
-
 from . import formatting as f
-from .births_figures import FORMATS, LINES, dress
-from .figures import png
+from .births_figures import LINES, dress
+from .picture_files import FORMATS, write_pictures
 from .study_words import compressed_names, lookup
 
 Spec = dict[str, Any]
@@ -41,19 +39,7 @@ def write_study_figures(
     Raises:
         UnknownOption: A format is none of these.
     """
-    if unknown := [x for x in formats if x not in FORMATS]:
-        raise UnknownOption(
-            f"no figure format {', '.join(map(repr, unknown))}; choose of {', '.join(FORMATS)}"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, svg in study_figures(document, dark=dark).items():
-        for form in formats:
-            path = folder / f"{name}.{form}"
-            path.write_bytes(png(svg) if form == "png" else svg.encode())
-            written.append(path)
-    return written
+    return write_pictures(lambda: study_figures(document, dark=dark), folder, formats)
 
 
 def study_figures(document: Mapping[str, Any], *, dark: bool = False) -> dict[str, str]:

@@ -8,18 +8,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skerry.errors import UnknownOption
-
 from . import charts, layerplot, lifecycle
 from . import formatting as f
-from .figures import PALETTES, chart_size, png, standalone
+from .figures import PALETTES, chart_size, standalone
 from .lifecycle_cards import story
+from .picture_files import FORMATS, write_pictures
 from .trace_data import Trace, from_run
 
 if TYPE_CHECKING:
     from skerry.run import Run
 
-FORMATS = ("svg", "png")
 MOST = 4
 
 
@@ -37,20 +35,8 @@ def write_figures(
     Raises:
         UnknownOption: A format is none of these.
     """
-    if unknown := [x for x in formats if x not in FORMATS]:
-        raise UnknownOption(
-            f"no figure format {', '.join(map(repr, unknown))}; choose of {', '.join(FORMATS)}"
-        )
     trace = run if isinstance(run, Trace) else from_run(run)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, svg in trace_figures(trace, dark=dark).items():
-        for form in formats:
-            path = folder / f"{name}.{form}"
-            path.write_bytes(png(svg) if form == "png" else svg.encode())
-            written.append(path)
-    return written
+    return write_pictures(lambda: trace_figures(trace, dark=dark), folder, formats)
 
 
 def trace_figures(trace: Trace, *, dark: bool = False) -> dict[str, str]:
