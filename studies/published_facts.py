@@ -76,7 +76,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 AUTO, TRIAL_SEED = "auto", 1000
-MEASURED = Measured(windows=64, calibration=16, points=8, schemes=("w8a8-tensor", "w4a4-tensor"))
+MEASURED = Measured(
+    windows=64, calibration=16, points=8, schemes=("w8a8-tensor", "w4a4-tensor"), battery=True
+)
 SOFTMAX = "softmax"
 LABELS: dict[str, dict[str, Any]] = {
     SOFTMAX: {},

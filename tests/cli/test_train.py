@@ -107,8 +107,9 @@ def test_the_choices_are_listed(inside):
     assert "softmax" in json.loads(inside("train", "--list", "--json")[1])["attention"]
 
 
-def test_killed_at_any_moment_it_goes_on_with_the_same_losses(text, tmp_path):
-    words = (text, *SMALL, "--steps", 400, "--save-every", 40, "--quiet", "--out")
+@pytest.mark.parametrize("more", [(), pytest.param(("--compile",), marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on_with_the_same_losses(text, tmp_path, more):
+    words = (text, *SMALL, *more, "--steps", 400, "--save-every", 40, "--quiet", "--out")
     whole = start(tmp_path, *words, "whole")
     broken = start(tmp_path, *words, "broken")
     wait_for(lambda: (tmp_path / "broken" / "checkpoint-80").exists(), broken)
