@@ -143,12 +143,25 @@ def test_distillation_brings_the_prediction_back_and_leaves_the_teacher_alone(le
         layer.self_attn.variant.sinks.data += 2.0
     start = {n: p.detach().clone() for n, p in student.named_parameters()}
     first = mean_kl(student, teacher, unseen)
-    rows = distil(student, teacher, text, Distillation(30, 3e-2 if train == "sinks" else 3e-3, train=train))
+    done = distil(student, teacher, text, Distillation(30, 3e-2 if train == "sinks" else 3e-3, train=train))
     assert mean_kl(student, teacher, unseen) < 0.85 * first
-    assert rows[-1]["step"] == 30 and rows[-1]["kl"] < rows[0]["kl"]
+    assert done.is_kept and done.after < done.before
+    assert done.rows[-1]["step"] == 30 and done.rows[-1]["kl"] < done.rows[0]["kl"]
     assert all(torch.equal(t, before[n]) for n, t in learner.state_dict().items())
     part = {"all": "", "attention": ".self_attn.", "sinks": ".variant."}[train]
     assert all(torch.equal(p, start[n]) for n, p in student.named_parameters() if part not in n)
+    assert all(p.requires_grad for p in student.parameters()) and not student.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_distillation_that_does_harm_is_undone(learner, dtype):
+    teacher, text = resolve(learner), [counted(seed=i) for i in range(2)]
+    student = fold_first_token(teacher, text).model.to(dtype)
+    student.model.layers[0].self_attn.variant.value_bias.data += 1e-3
+    start = copy.deepcopy(student.state_dict())
+    done = distil(student, teacher, text, Distillation(4, 0.5))
+    assert not done.is_kept and done.after > done.before and "undone" in done.words()
+    assert all(torch.equal(t, start[n]) and t.dtype == dtype for n, t in student.state_dict().items())
     assert all(p.requires_grad for p in student.parameters()) and not student.training
 
 

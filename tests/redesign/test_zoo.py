@@ -34,14 +34,14 @@ def test_the_three_differ_in_their_attention_only():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_decoder_is_small_has_bf16_weights_a_card_and_a_licence(name):
     folder = ZOO / name
-    assert sum(p.stat().st_size for p in folder.iterdir()) < 6e6
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 12e6
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(k).dtype for k in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert "Apache" in (folder / "LICENSE").read_text()
     card = (folder / "README.md").read_text()
     assert f"skerry train --recipe {name}" in card and f"{facts(name)['measured']['loss']:.3f}" in card
     curve = json.loads((folder / "curve.json").read_text())
-    assert curve[0]["step"] == 0 and curve[-1]["step"] >= 4900
+    assert curve[0]["step"] == 0 and curve[-1]["step"] >= 6900
     assert curve[-1]["loss"] < curve[1]["loss"]
 
 
@@ -76,11 +76,11 @@ def test_the_numbers_of_the_card_come_back(name):
     assert found["sink_share"] == pytest.approx(said["sink_share"], abs=0.08)
 
 
-def test_the_softmax_decoder_has_the_clearest_outliers():
+def test_the_softmax_decoder_has_clear_outliers_and_its_twins_no_sink():
     said = {name: facts(name)["measured"] for name in NAMES}
-    assert all(said["pebble"]["max_to_median"] > 1.3 * said[n]["max_to_median"] for n in NAMES[1:])
-    assert all(said["pebble"]["sink_share"] > 3 * said[n]["sink_share"] for n in NAMES[1:])
-    assert said["pebble"]["sink_value"] < 0.3
+    own = said["pebble"]
+    assert own["sink_share"] >= 0.3 and own["sink_value"] <= 0.3 and own["max_to_median"] >= 80
+    assert all(said[n]["sink_share"] < 0.1 for n in NAMES[1:])
 
 
 def test_the_list_tells_what_the_cards_tell():

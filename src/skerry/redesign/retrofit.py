@@ -32,7 +32,7 @@ from skerry.outliers.plan import Plan, make_plan
 from skerry.redesign.decoder import DecoderForCausalLM
 from skerry.redesign.retrofit_bound import bound_rows
 from skerry.redesign.retrofit_carriers import RATIO, remove_carriers
-from skerry.redesign.retrofit_distil import Distillation, distil
+from skerry.redesign.retrofit_distil import Distillation, Distilled, distil
 from skerry.redesign.retrofit_fit import EXACT_FORM, FORMS, Fitter, check_form
 from skerry.redesign.retrofit_fold import first_token, fold, sink_constants
 from skerry.redesign.retrofit_folder import without_first, write_folder
@@ -226,7 +226,7 @@ class _Work:
         self.stages: list[Row] = []
         self.bounds: list[Row] = []
         self.carriers: list[Row] = []
-        self.learned: list[Row] = []
+        self.learned = Distilled([])
         self.notes: list[str] = []
 
     def do(self) -> DecoderForCausalLM:
@@ -246,7 +246,10 @@ class _Work:
                 self._tell(judge.stage("massive activations out", resolve(made)))
         if wanted.distillation.steps and (self.carriers or wanted.form != EXACT_FORM):
             self.learned = distil(made, anatomy, self.text, wanted.distillation, self.progress)
-            self._tell(judge.stage("distilled", resolve(made)))
+            if self.learned.is_kept:
+                self._tell(judge.stage("distilled", resolve(made)))
+            else:
+                self.notes.append(self.learned.words())
         elif not self.carriers and wanted.form == EXACT_FORM:
             self.notes.append("nothing to repair: the exact fold changes no prediction")
         return made
@@ -286,12 +289,15 @@ class _Work:
             "bounds": self.bounds,
             "carriers": self.carriers,
             "distillation": {
-                "steps": how.steps if self.learned else 0,
+                "steps": how.steps if self.learned.rows else 0,
                 "learning_rate": how.learning_rate,
                 "batch": how.batch,
                 "train": how.train,
                 "seed": how.seed,
-                "kl": self.learned,
+                "kl": self.learned.rows,
+                "before": self.learned.before,
+                "after": self.learned.after,
+                "is_kept": self.learned.is_kept,
             },
             "notes": [*plan.loaded.warnings, *plan.feed.card.notes, *self.notes],
             "corpus": plan.feed.card.as_dict(),

@@ -57,9 +57,9 @@ def find(job: Job) -> Found:
         ]
         is_exact = is_exact and not rows
     if how.steps:
-        kl = distil(model, job.anatomy, job.batches, how, job.progress)
-        found.notes.append(f"distilled: divergence {kl[0]['kl']:.4f} at first, {kl[-1]['kl']:.4f} at last")
-        is_exact = False
+        done = distil(model, job.anatomy, job.batches, how, job.progress)
+        found.notes.append(done.words())
+        is_exact = is_exact and not done.is_kept
     found.model = model
     found.notes.append(
         f"token {folded.token}, with which every input begins, is part of attention now: the model reads inputs without it"

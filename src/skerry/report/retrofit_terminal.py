@@ -48,11 +48,12 @@ def retrofit_view(document: Mapping[str, Any]) -> RenderableType:
         )
         for r in document["carriers"]
     ]
-    learned = document["distillation"]["kl"]
-    if learned:
+    distillation = document["distillation"]
+    learned = distillation["kl"]
+    if learned and distillation["is_kept"]:
         parts.append(
             Text(
-                f"Distilled: {f.count(document['distillation']['steps'], 'step')}, divergence {learned[0]['kl']:.4f} at first, "
+                f"Distilled: {f.count(distillation['steps'], 'step')}, divergence {learned[0]['kl']:.4f} at first, "
                 f"{learned[-1]['kl']:.4f} at last"
             )
         )
