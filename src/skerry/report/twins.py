@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -44,13 +44,11 @@ def twins_section(tables: Tables) -> Markup:
 def words(twins: Sequence[Row], costs: Sequence[Row]) -> str:
     """What the comparison says, in sentences made of its numbers."""
     first, *others = twins
-    told = "; ".join(
-        f"{t['model']} ({t['attention']}) {f.number(t['max_to_median'])} at {_signed(t['loss'] - first['loss'])} nats"
-        for t in others
-    )
+    losses = ", ".join(f"{t['model']} {_signed(t['loss'] - first['loss'])}" for t in others)
     text = (
-        f"{first['model']} and its twins were trained alike and differ in their attention only. Largest over median of the residual stream: "
-        f"{first['model']} ({first['attention']}) {f.number(first['max_to_median'])}; {told}."
+        f"{first['model']} and its twins were trained alike and differ in their attention only. The strongest sink head gives the first token "
+        f"{_each(twins, 'sink_share', f.percent)}; largest over median of the residual stream: {_each(twins, 'max_to_median', f.number)}. "
+        f"Loss beside {first['model']}: {losses} nats."
     )
     schemes = _schemes(costs)
     if not schemes:
@@ -62,6 +60,13 @@ def words(twins: Sequence[Row], costs: Sequence[Row]) -> str:
         if c["scheme"] == last and c["change"] is not None
     ]
     return f"{text} Rounding to {last} costs {', '.join(paid)} nats. One training each: `skerry study attention` says what holds over seeds."
+
+
+def _each(twins: Sequence[Row], name: str, told: Callable[[float], str]) -> str:
+    """One number of every model; one that a model lacks is left out."""
+    return ", ".join(
+        f"{told(t[name])} in {t['model']} ({t['attention']})" for t in twins if t[name] is not None
+    )
 
 
 def _schemes(costs: Sequence[Row]) -> list[str]:
