@@ -17,6 +17,7 @@ from skerry.redesign.study_presets import PRESETS, make_plan
 from skerry.redesign.study_quantities import quantities
 from skerry.redesign.study_statistics import crossed, mean_over_run, over_seeds, steps_to
 from skerry.redesign.train_model import make_model
+from skerry.report.study_functions import functions_table
 
 TINY = Recipe(layers=1, width=16, heads=2, vocabulary=64, context=16, steps=4, warmup=2, batch=2)
 
@@ -247,3 +248,19 @@ def test_an_arm_that_was_stopped_goes_on_and_one_that_is_finished_is_read(tmp_pa
     monkeypatch.setattr(study_arm, "_train_and_measure", lambda *_: pytest.fail("trained again"))
     assert run_arm(stopped) == again
     assert json.loads((stopped / "result.json").read_text())["label"] == "scaled"
+
+
+def test_the_battery_of_a_study_is_a_table_of_means_over_seeds():
+    def arm(label, seed, value):
+        score = {"task": "induction", "measure": "gain", "better": "higher", "chance": 0.0}
+        scores = [{**score, "value": value, "place": None}, {**score, "value": 9.0, "place": 16}]
+        return {"label": label, "size": "2m", "seed": seed, "battery": {"scores": scores}}
+
+    document = {
+        "labels": ["softmax", "scaled", "broken"],
+        "batteries": [arm("softmax", 0, 1.0), arm("softmax", 1, 3.0), arm("scaled", 0, 0.5)],
+    }
+    head, rows = functions_table(document, "2m")
+    assert head == ["Task", "Score", "Chance", "softmax", "scaled", "broken"]
+    assert rows == [["induction", "gain ↑", "0", "2 [1, 3]", "0.5", "–"]]
+    assert functions_table(document, "5m")[1] == functions_table({"labels": []}, "2m")[1] == []

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from . import formatting as f
 from .page import flatten
 from .study_charts import study_figures
+from .study_functions import CAPTION, functions_table
 from .study_words import COLUMNS, MEANINGS, cell, compressed_names, headline, lookup, versus
 from .trace_sections import template
 
@@ -96,6 +97,7 @@ def _section(
     labels = document["labels"]
     base = document["baseline"]
     compressed = compressed_names(document, size)
+    functions_head, functions = functions_table(document, size)
     return {
         "size": size,
         "words": headline(document, size),
@@ -120,6 +122,9 @@ def _section(
         ]
         if compressed
         else [],
+        "functions_head": functions_head,
+        "functions": functions,
+        "functions_caption": CAPTION,
         "layers_head": ["Variant", "Seed", "Block", *_LAYERS],
         "layers": [
             [f.tidy(r["label"]), str(r["seed"]), str(r["layer"]), *(f.number(r.get(n)) for n in _LAYERS)]

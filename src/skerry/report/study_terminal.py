@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import formatting as f
+from .study_functions import functions_table
 from .study_words import COLUMNS, cell, compressed_names, headline, lookup, versus
 
 
@@ -47,6 +48,13 @@ def study_view(document: Mapping[str, Any]) -> RenderableType:
                     size,
                     [(f"change {n}", n) for n in names],
                     f"{size}: rise of the loss when compressed",
+                )
+            )
+        if functions_table(document, size)[1]:
+            parts.append(
+                Text(
+                    f"{size}: what the decoders can do is in the report and in the table study_battery",
+                    style="dim",
                 )
             )
     parts += [Text(f"Note: {n}", style="dim") for n in document["notes"]]
