@@ -7,9 +7,9 @@ The recipe is `RECIPE` below; `skerry train --recipe pebble` trains it again. It
 clearest: share of the strongest sink head, largest / median of the stream. One training each, 4 blocks, 4.3 to 5.6 million parameters; all but the last three have
 windows of 8, a peak of 2e-3 behind 400 steps of warm-up, and heads of 32 channels unless said.
 
-    320 wide, weight decay 0.45 (the recipe)    0.37    86        untied, decay 0.3, 4,000 steps              0.17    75
-    320 wide, decay 0.3                         0.38    62        untied, 5 heads, decay 0.3, 3,700 steps     0.18    87
-    288 wide, decay 0.3, 6,000 steps            0.27    89        16 windows, 3e-3, decay 1.0, 2,000 steps    0.07    57
+    320 wide, weight decay 0.45 (the recipe)    0.37    86        untied, decay 0.3, stopped at step 4,000             0.17    75
+    320 wide, decay 0.3                         0.38    62        untied, 5 heads, decay 0.3, stopped at step 3,700    0.18    87
+    288 wide, decay 0.3, 6,000 steps            0.27    89        16 windows, 3e-3, decay 1.0, 2,000 steps             0.07    57
 
     8 windows, 3e-3 or 5e-3, 100 steps of warm-up: no sink but a bias; heads of block 0 give the first token 0.4 and fetch a value 1.5 to 4 times as
     long as the others'.

@@ -129,6 +129,27 @@ def distil(
     chosen = _choose(student, how.train)
     kept = [p.detach().clone() for p in chosen]
     before = _mean(student, teacher, held)
+    rows = _train(student, teacher, ids, how, chosen, progress)
+    student.eval()
+    done = Distilled(rows, before, _mean(student, teacher, held))
+    if not done.is_kept:
+        with torch.no_grad():
+            for parameter, old in zip(chosen, kept, strict=True):
+                parameter.copy_(old)
+    student.requires_grad_(True)
+    student.to(dtype=dtype)  # type: ignore[call-arg]
+    return done
+
+
+def _train(
+    student: DecoderForCausalLM,
+    teacher: Anatomy,
+    ids: list[tuple[Tensor, Tensor]],
+    how: Distillation,
+    chosen: list[Tensor],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """All steps, in place; the divergence over time."""
     optimiser = torch.optim.AdamW(chosen, lr=how.learning_rate, weight_decay=0.0)
     order = _order(len(ids), how)
     rows: list[dict[str, Any]] = []
@@ -153,15 +174,7 @@ def distil(
             since = []
         progress.advance()
     progress.done()
-    student.eval()
-    done = Distilled(rows, before, _mean(student, teacher, held))
-    if not done.is_kept:
-        with torch.no_grad():
-            for parameter, old in zip(chosen, kept, strict=True):
-                parameter.copy_(old)
-    student.requires_grad_(True)
-    student.to(dtype=dtype)  # type: ignore[call-arg]
-    return done
+    return rows
 
 
 def _mean(student: DecoderForCausalLM, teacher: Anatomy, inputs: list[tuple[Tensor, Tensor]]) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skerry.redesign.study_battery import battery_rows
+
 from . import formatting as f
 
 CAPTION = (
@@ -23,22 +25,18 @@ def functions_table(document: Mapping[str, Any], size: str) -> tuple[list[str], 
     """
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     first: dict[tuple[str, str], Row] = {}
-    for arm in document.get("batteries", ()):
-        if arm["size"] != size:
-            continue
-        for score in arm["battery"]["scores"]:
-            if score.get("place") is not None or score["value"] is None:
-                continue
-            name = (score["task"], score["measure"])
-            first.setdefault(name, score)
-            found.setdefault(name, {}).setdefault(arm["label"], []).append(score["value"])
+    arms = (arm for arm in document.get("batteries", ()) if arm["size"] == size)
+    for score in (row for arm in arms for row in battery_rows(arm) if row["value"] is not None):
+        name = (score["task"], score["measure"])
+        first.setdefault(name, score)
+        found.setdefault(name, {}).setdefault(score["label"], []).append(score["value"])
     labels: Sequence[str] = document["labels"]
     head = ["Task", "Score", "Chance", *(f.tidy(x) for x in labels)]
     return head, [
         [
             task,
             f"{f.tidy(measure)} {'↑' if first[task, measure]['better'] == 'higher' else '↓'}",
-            f.number(first[task, measure].get("chance")),
+            f.number(first[task, measure]["chance"]),
             *(_told(values.get(label, [])) for label in labels),
         ]
         for (task, measure), values in found.items()
