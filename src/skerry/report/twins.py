@@ -23,7 +23,12 @@ def twins_terminal(twins: Sequence[Row], costs: Sequence[Row]) -> RenderableType
     """A sentence and a table, the model of the run first."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, name in enumerate([*HEAD, *_schemes(costs)]):
-        table.add_column(name, justify="left" if i < 2 else "right")
+        # Heads break where words end, so that 80 columns hold the whole of every name.
+        table.add_column(
+            name.replace(" / ", "/").replace("/", "/\n").replace("-", "-\n").replace(" ", "\n"),
+            justify="left" if i < 2 else "right",
+            no_wrap=True,
+        )
     for row in _rows(twins, costs):
         table.add_row(*(Text(cell) for cell in row))
     return Group(Text(words(twins, costs)), Text(), table)
